@@ -11,7 +11,7 @@ import pytest
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluation.evaluate import EvaluationInput, evaluate_predictions
 from dermkit.runs.belief import Belief, judge_belief
-from dermkit.runs.doubts import calibration_doubts, group_doubts, lint_doubts
+from dermkit.runs.doubts import Doubt, calibration_doubts, group_doubts, lint_doubts
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, RUN
 from dermkit.runs.predictions import prediction_columns
@@ -196,3 +196,11 @@ def test_few_images_are_a_doubt_and_three_reasons_are_of_different_kinds(sound: 
     belief = judge_folder(run)
     assert [doubt.code for doubt in belief.doubts] == ["leak", "shortcut", "shortcut", "shortcut", "few_images"]
     assert [doubt.code for doubt in belief.reasons] == ["leak", "shortcut", "few_images"]
+
+
+def test_the_doubt_that_refuses_is_a_reason_though_one_of_its_kind_comes_last() -> None:
+    kinds = [("leak", "refuse"), ("contradictions", "care"), ("strong_rule", "care"), ("group", "care"),
+             ("leak", "care")]  # fmt: skip
+    doubts = tuple(Doubt(code, weight, (f"{code} {weight}",), "data", "x") for code, weight in kinds)  # type: ignore[arg-type]
+    reasons = Belief("do not believe", "test", doubts).reasons
+    assert [doubt.text for doubt in reasons] == ["leak refuse", "contradictions care", "strong_rule care"]

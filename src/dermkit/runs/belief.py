@@ -35,10 +35,12 @@ class Belief:
     @property
     def reasons(self) -> tuple[Doubt, ...]:
         """The doubts of a first screen: at most three, of different kinds where there are so many."""
-        first_of_kind = list({doubt.code: doubt for doubt in reversed(self.doubts)}.values())[::-1]
-        others = [doubt for doubt in self.doubts if doubt not in first_of_kind]
-        chosen = [*first_of_kind, *others][:MAX_REASONS]
-        return tuple(doubt for doubt in self.doubts if doubt in chosen)
+        first_of_kind: dict[str, Doubt] = {}
+        for doubt in self.doubts:
+            first_of_kind.setdefault(doubt.code, doubt)
+        others = [doubt for doubt in self.doubts if doubt is not first_of_kind[doubt.code]]
+        chosen = [*first_of_kind.values(), *others][:MAX_REASONS]
+        return tuple(doubt for doubt in self.doubts if any(doubt is one for one in chosen))
 
     @property
     def remedies(self) -> tuple[str, ...]:
