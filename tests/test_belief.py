@@ -11,7 +11,15 @@ import pytest
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluation.evaluate import EvaluationInput, evaluate_predictions
 from dermkit.runs.belief import Belief, judge_belief
-from dermkit.runs.doubts import Doubt, calibration_doubts, group_doubts, lint_doubts
+from dermkit.runs.doubts import (
+    Doubt,
+    audit_doubts,
+    calibration_doubts,
+    group_doubts,
+    independence_doubts,
+    leak_doubts,
+    lint_doubts,
+)
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import METRICS, RUN
 from dermkit.runs.predictions import prediction_columns
@@ -182,6 +190,36 @@ def test_validation_is_no_test(tmp_path: Path) -> None:
     belief = judged(tmp_path, scores(2.5, 3).assign(split="validation"), {})
     assert belief.word == "believe with care"
     assert [doubt.code for doubt in belief.doubts] == ["no_test"]
+
+
+@pytest.mark.parametrize(
+    ("seal", "is_test_kept", "first"),
+    [({}, False, "There is no test"), ({"openings": [], "opening_number": None}, False, "The test images are sealed"),
+     ({}, True, "The test images were not scored")],
+)  # fmt: skip
+def test_a_test_that_was_not_scored_is_not_called_missing(
+    seal: dict[str, Any], is_test_kept: bool, first: str
+) -> None:
+    found = list(independence_doubts("validation", seal, seen_split="seen", is_test_kept=is_test_kept))
+    assert len(found) == 1 and found[0].text.startswith(first)
+
+
+def test_only_the_leaks_of_the_judged_split_refuse() -> None:
+    leaks = {"n": 100, "total": 40, "validation": {"n": 100, "total": 30}}
+    weights = {
+        split: {doubt.code: doubt.weight for doubt in leak_doubts(leaks, split)}
+        for split in ("test", "validation")
+    }
+    assert weights["test"] == {"leak": "refuse", "leak_validation": "care"}
+    assert weights["validation"] == {"leak": "care", "leak_validation": "refuse"}
+
+
+def test_copies_on_two_sides_of_a_data_set_are_no_leak_of_an_external_test() -> None:
+    finding = {"code": "DA012", "title": "Exact copies in two splits", "n": 90, "effect": ""}
+    dataset = {"audit": {"errors": [finding]}}
+    assert [doubt.weight for doubt in audit_doubts({"dataset": dataset}, 100)] == ["refuse"]
+    external = {"dataset": dataset, "training_dataset": dataset, "mapping": {"rule": "identity"}}
+    assert list(audit_doubts(external, 100)) == []
 
 
 def test_few_images_are_a_doubt_and_three_reasons_are_of_different_kinds(sound: Path) -> None:

@@ -71,8 +71,9 @@ def _find_doubts(
 ) -> Iterator[Doubt]:
     split = verdict.split
     split_metrics = run.metrics["splits"][split]
-    yield from doubts.independence_doubts(split, run.seal, seen_split=SEEN_SPLIT)
-    yield from doubts.leak_doubts(run.leaks)
+    is_test_kept = run.leaves_test_to_ensemble or run.scores_test_by_ensemble
+    yield from doubts.independence_doubts(split, run.seal, seen_split=SEEN_SPLIT, is_test_kept=is_test_kept)
+    yield from doubts.leak_doubts(run.leaks, split)
     yield from _rule_doubts(split_metrics, verdict, split)
     yield from doubts.audit_doubts(run.run_json, split_metrics["n"])
     yield from doubts.lint_doubts(lint_rows)

@@ -67,20 +67,23 @@ class Doubt:
         return plain_text(self.fragments)
 
 
-def leak_doubts(leaks: Mapping[str, Any]) -> Iterator[Doubt]:
-    """Yield doubts about images on two sides, and copies with two labels. leaks: as the split's check returns them."""
+def leak_doubts(leaks: Mapping[str, Any], split: str) -> Iterator[Doubt]:
+    """Yield doubts about images on two sides, and copies with two labels. leaks: as the split's check returns them.
+
+    split: the one that is judged; only its own leaks can make its figures too good, and so refuse.
+    """
     remedy = "Split again by lesion and patient (`dermkit split`) and train again."
     if total := leaks.get("total", 0):
         n = leaks.get("n", 0)
-        is_heavy = not n or total / n >= LEAK_SHARE
         yield Doubt(
-            "leak", "refuse" if is_heavy else "care",
+            "leak", _leak_weight(total, n, is_judged=split == "test"),
             (f"{total} of {n or '?'} test images show a lesion, or are a copy, that the net was trained on.",),
             "data", remedy,
         )  # fmt: skip
-    if total := (leaks.get("validation") or {}).get("total", 0):
+    validation = leaks.get("validation") or {}
+    if total := validation.get("total", 0):
         yield Doubt(
-            "leak_validation", "care",
+            "leak_validation", _leak_weight(total, validation.get("n", 0), is_judged=split == "validation"),
             (f"{total} validation images show a lesion, or are a copy, of a training image: settings were chosen on "
              "them.",), "data", remedy,
         )  # fmt: skip
@@ -91,17 +94,24 @@ def leak_doubts(leaks: Mapping[str, Any]) -> Iterator[Doubt]:
         )  # fmt: skip
 
 
+def _leak_weight(total: int, n: int, *, is_judged: bool) -> DoubtWeight:
+    return "refuse" if is_judged and (not n or total / n >= LEAK_SHARE) else "care"
+
+
 def audit_doubts(run_json: Mapping[str, Any], n_test: int) -> Iterator[Doubt]:
-    """Yield doubts from the audits of the data set, and of the one that an external model was trained on."""
+    """Yield doubts from the audits of the data set, and of the one that an external model was trained on.
+
+    Copies on two sides of a data set are no leak of an external test: none of its images was trained on.
+    """
+    is_external = bool(run_json.get("mapping"))
     for dataset in (run_json.get("dataset") or {}, run_json.get("training_dataset") or {}):
         audit = dataset.get("audit") or {}
-        for finding in audit.get("errors", ()):
-            yield _audit_doubt(finding, "", n_test)
-        for finding in audit.get("accepted", ()):
-            yield _audit_doubt(finding, ", accepted and not repaired", n_test)
-        for finding in audit.get("warnings", ()):
-            if finding["code"] in SHORTCUT_CODES:
-                yield _audit_doubt(finding, "", n_test)
+        states = (("errors", ""), ("accepted", ", accepted and not repaired"), ("warnings", ""))
+        for kind, state in states:
+            for finding in audit.get(kind, ()):
+                is_heard = finding["code"] in SHORTCUT_CODES if kind == "warnings" else True
+                if is_heard and not (is_external and finding["code"] in LEAK_CODES):
+                    yield _audit_doubt(finding, state, n_test)
 
 
 def _audit_doubt(finding: Mapping[str, Any], state: str, n_test: int) -> Doubt:
@@ -286,15 +296,29 @@ def size_doubts(metrics: Mapping[str, Any], split: str) -> Iterator[Doubt]:
         )  # fmt: skip
 
 
-def independence_doubts(split: str, seal: Mapping[str, Any], *, seen_split: str) -> Iterator[Doubt]:
-    """Yield doubts about images that had a part in the training, or that were looked at before."""
+def independence_doubts(
+    split: str, seal: Mapping[str, Any], *, seen_split: str, is_test_kept: bool = False
+) -> Iterator[Doubt]:
+    """Yield doubts about images that had a part in the training, or that were looked at before.
+
+    is_test_kept: there are test images that this run does not score, as those beside folds.
+    """
     fresh = "Test it on images that no decision was made with: `dermkit evaluate MODEL --on DATASET`."
     if split in ("train", seen_split):
         yield Doubt("seen", "refuse", ("These figures are of images that the net was trained on.",), "data", fresh)
     elif split == "validation":
+        first, remedy = "There is no test", fresh
+        if seal:
+            first = "The test images are sealed and were not scored"
+            remedy = "Once everything is decided, open the test: `dermkit evaluate RUN --open-test DATASET`."
+        elif is_test_kept:
+            first, remedy = (
+                "The test images were not scored",
+                "Let the ensemble of all folds score the test images.",
+            )
         yield Doubt(
-            "no_test", "care", ("There is no test: settings were chosen on the very images that are scored here.",),
-            "results", fresh,
+            "no_test", "care", (f"{first}: settings were chosen on the very images that these figures are of.",),
+            "results", remedy,
         )  # fmt: skip
     if (n := len(seal.get("openings", ()))) > 1 and seal.get("opening_number") is not None:
         yield Doubt(
