@@ -10,6 +10,8 @@ import pytest
 
 from dermkit.data.manifest import LesionClass
 from dermkit.evaluation.evaluate import EvaluationInput, evaluate_predictions
+from dermkit.reporting.first_screen import key_figures, rule_legend
+from dermkit.reporting.report import write_report
 from dermkit.runs.belief import Belief, judge_belief
 from dermkit.runs.doubts import (
     Doubt,
@@ -21,6 +23,7 @@ from dermkit.runs.doubts import (
     lint_doubts,
 )
 from dermkit.runs.folder import RunFolder
+from dermkit.runs.image_blind import RULE_TITLES
 from dermkit.runs.layout import METRICS, RUN
 from dermkit.runs.predictions import prediction_columns
 from dermkit.runs.verdict import judge_run
@@ -242,3 +245,21 @@ def test_the_doubt_that_refuses_is_a_reason_though_one_of_its_kind_comes_last() 
     doubts = tuple(Doubt(code, weight, (f"{code} {weight}",), "data", "x") for code, weight in kinds)  # type: ignore[arg-type]
     reasons = Belief("do not believe", "test", doubts).reasons
     assert [doubt.text for doubt in reasons] == ["leak refuse", "contradictions care", "strong_rule care"]
+
+
+def test_the_legend_names_the_best_rule_of_each_figure_with_its_own_value(tmp_path: Path) -> None:
+    by_rank = scores(1.0, 7)  # a good order, whose labels are all of one class
+    by_rank["predicted"] = "nevus"
+    judged(tmp_path, scores(2.5, 3), {"file": scores(0.6, 1), "source": by_rank})
+    run = RunFolder(tmp_path)
+    rows = key_figures(run, judge_run(run))
+    best = {entry.title.split(": ")[1]: entry.figures for entry in rule_legend(rows) if entry.kind == "best"}
+    rules = run.metrics["splits"]["test"]["image_blind"]
+    assert [(title, [name for name, _, _ in figures]) for title, figures in best.items()] == [
+        (RULE_TITLES[rules["best"]["balanced_accuracy"]], ["balanced accuracy"]),
+        (RULE_TITLES[rules["best"]["auroc"]], ["AUROC"]),
+    ]
+    assert rules["best"]["balanced_accuracy"] != rules["best"]["auroc"]
+    write_report(tmp_path)
+    head = (tmp_path / "report.html").read_text().split("</caption>")[0]
+    assert all(title in head for title in best)

@@ -1,6 +1,6 @@
 """The figures of a report's first screen: each with its interval, and what simple rules reach, on one scale."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,25 @@ class KeyFigure:
         return f"{self.title} {Figure(self.estimate['value'], '')}{bounds}{rules}"
 
 
+@dataclass(frozen=True)
+class LegendEntry:
+    """What a mark stands for. figures: (name of the metric, metric, mark), a rule may be marked on several scales."""
+
+    kind: str
+    title: str
+    figures: tuple[tuple[str, str, RuleMark], ...]
+
+
+def rule_legend(rows: Sequence[KeyFigure]) -> list[LegendEntry]:
+    """Return every rule that is marked on a scale, with what it reaches there: the best rule differs by metric."""
+    figures_of_rule: dict[tuple[str, str], list[tuple[str, str, RuleMark]]] = {}
+    for row in rows:
+        name = "AUROC" if row.metric == "auroc" else row.metric.replace("_", " ")
+        for rule in row.rules:
+            figures_of_rule.setdefault((rule.kind, rule.title), []).append((name, row.metric, rule))
+    return [LegendEntry(kind, title, tuple(figures)) for (kind, title), figures in figures_of_rule.items()]
+
+
 def key_figures(run: RunFolder, verdict: "RunVerdict") -> list[KeyFigure]:
     """Return the rows of the split that the verdict is on, the figure that it rests on first."""
     metrics = run.metrics["splits"][verdict.split]["metrics"]
@@ -85,7 +104,7 @@ def _rule_marks(run: RunFolder, verdict: "RunVerdict", name: str) -> Iterator[Ru
         rule = comparison.split_metrics["image_blind"]["rules"][comparison.rule]
         if comparison.metric == name and comparison.rule != "majority":
             key = f"{verdict.split}.image_blind.rules.{comparison.rule}.metrics.{name}.value"
-            title = f"the best rule that never looks at the lesion, {RULE_TITLES.get(comparison.rule, comparison.rule)}"
+            title = f"the best rule that never looks at the lesion: {RULE_TITLES.get(comparison.rule, comparison.rule)}"
             yield RuleMark("best", title, key, rule["metrics"][name]["value"])
 
 

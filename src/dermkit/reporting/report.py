@@ -25,7 +25,7 @@ from dermkit.reporting.figures import (
     png_data_uri,
     visible_metrics,
 )
-from dermkit.reporting.first_screen import evidence_anchors, key_figures
+from dermkit.reporting.first_screen import evidence_anchors, key_figures, rule_legend
 from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES, page_templates
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
 from dermkit.reporting.out_of_distribution import outlier_text
@@ -95,7 +95,8 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "verdict": verdict,
         "belief": belief,
         "anchors": evidence_anchors(belief, _section_names(run)),
-        "key_figures": key_figures(run, verdict),
+        "key_figures": (rows := key_figures(run, verdict)),
+        "rule_legend": rule_legend(rows),
         "blind": {split: blind_table(run.metrics["splits"][split], split) for split in run.split_names},
         "outliers": outlier_text(run),
         "reader_studies": READER_STUDIES,
