@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -36,16 +38,20 @@ from dermkit.models.ensemble import write_ensemble
 from dermkit.models.net import build_net
 from dermkit.models.training_features import ReferenceFeatures, fit_training_features, select_training_rows
 from dermkit.models.weights import resolve_weights
-from dermkit.pipeline.training_features import short_pixel_keys
+from dermkit.pipeline.training_features import fit_on_job, short_pixel_keys
 from dermkit.prediction.decisions import write_decisions
 from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.model_folder import ModelMetadata, save_model
-from dermkit.prediction.out_of_distribution import is_outside
+from dermkit.prediction.out_of_distribution import OutlierTest, is_outside
 from dermkit.prediction.predictor import load_model
+from dermkit.progress import Progress
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.out_of_distribution import outlier_text
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import DISTANCES_FILE, OUT_OF_DISTRIBUTION
+
+if TYPE_CHECKING:
+    from dermkit.training.state import TrainingJob
 
 CLASSES = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))
 PREPROCESSING = Preprocessing(
@@ -153,6 +159,20 @@ def test_distances_are_those_of_features_scaled_to_length_one() -> None:
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, new)]
     expected = NearestNeighbors(n_neighbors=5).fit(unit[0]).kneighbors(unit[1])[0][:, 4]
     assert held.distances(new) == pytest.approx(expected, abs=2e-3)  # float16
+
+
+def test_validation_lesions_that_training_had_set_no_threshold() -> None:
+    spec = replace(DEMO.model, backbone="dermkit/cnn-s1", hidden=(), weights="none", dropout=0.0)
+    net = build_net(spec, 2, weights=resolve_weights(spec, None), seed=0).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 24, 24, 3), dtype=np.uint8)
+    groups = np.r_[np.arange(20), np.arange(4), 20 + np.arange(6)]  # images 20 to 23 are of lesions in training
+    job = SimpleNamespace(
+        image_ids=[str(row) for row in range(30)], groups=groups, labels=np.arange(30) % 2, pixels=pixels,
+        train_rows=np.arange(20), validation_rows=np.arange(20, 30), preprocessing=PREPROCESSING,
+    )  # fmt: skip
+    manifest = pd.DataFrame({"pixel_sha256": [f"{row:016x}" for row in range(30)]})
+    held = fit_on_job(cast("TrainingJob", job), net, manifest, Progress())
+    assert len(held.calibration) == 6
 
 
 def test_what_lies_outside_all_axes_of_the_training_images_is_far() -> None:
@@ -315,6 +335,15 @@ def test_an_ensemble_has_the_features_of_its_members(
     assert expected is not None
     assert distances.distance == pytest.approx(expected.distance)
     assert distances.p_value == pytest.approx(np.minimum(1, 2 * expected.p_value))
+    held = one.training_features[0]
+    assert held is not None
+    for n_groups, reason in (
+        (38, "38 validation lesions are too few for a false-alarm rate of 5% with 2 nets"),
+        (39, ""),
+    ):
+        few = replace(held, calibration=held.calibration[:n_groups])
+        assert OutlierTest((few,)).reason == ""
+        assert OutlierTest((few, few)).reason == reason  # with 38, no p of the two could be as low as 5 %
     write_ensemble(tmp_path / "both", [model])
     assert not (tmp_path / "both" / features_file(1)).exists()
 

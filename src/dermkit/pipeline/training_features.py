@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 def fit_on_job(job: "TrainingJob", net: "Net", manifest: pd.DataFrame, progress: Progress) -> ReferenceFeatures:
     """Return the training features of a trained net, with the threshold that validation images set.
 
+    Validation images of a lesion or patient that is in training have no part in it.
     manifest: of the data set, in the order of the job's rows; its pixel hashes tell training images again.
     """
     groups = np.arange(len(job.image_ids)) if job.groups is None else job.groups
     train = job.train_rows[select_training_rows(job.labels[job.train_rows], groups[job.train_rows])]
-    validation = np.random.default_rng(0).permutation(job.validation_rows)[:MAX_VALIDATION_IMAGES]
+    # A published split may leak: the lesions of both sides lie too near, and would set the threshold too low.
+    unlearned = job.validation_rows[~np.isin(groups[job.validation_rows], groups[job.train_rows])]
+    validation = np.random.default_rng(0).permutation(unlearned)[:MAX_VALIDATION_IMAGES]
     rows = np.concatenate([train, validation])
     features = _features(job, net, rows, progress)
     return fit_training_features(

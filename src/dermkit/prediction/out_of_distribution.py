@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dermkit.errors import UsageError
 from dermkit.files import write_rows
-from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE, combine_p_values
+from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE, can_mark, combine_p_values
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.training_features import DISTANCE_NEIGHBOUR, ReferenceFeatures
 from dermkit.prediction.inputs import ImageRef, utf8_safe
@@ -50,9 +50,12 @@ class OutlierTest:
         """Return why the test is not applicable, "" where it is."""
         if not self.nets or any(net is None for net in self.nets):
             return "the model folder holds no training features: it was trained by an older version, or as a trial"
-        if any(net is not None and net.threshold is None for net in self.nets):
-            n = min(len(net.calibration) for net in self.nets if net is not None)
-            return f"{n} validation lesions are too few for a false-alarm rate of {MAX_FALSE_ALARM_RATE:.0%}"
+        if not can_mark([len(net.calibration) for net in self.nets if net is not None]):
+            nets = "" if len(self.nets) == 1 else f" with {len(self.nets)} nets"
+            return (
+                f"{self.n_validation_groups} validation lesions are too few for a false-alarm rate of "
+                f"{MAX_FALSE_ALARM_RATE:.0%}{nets}"
+            )
         return ""
 
     @property

@@ -9,6 +9,7 @@ Shapes: N images, G groups.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,6 +45,16 @@ def distance_threshold(calibration: Floats, *, alpha: float = MAX_FALSE_ALARM_RA
     """
     rank = math.ceil((len(calibration) + 1) * (1 - alpha) - 1e-9)
     return float(calibration[rank - 1]) if 0 < rank <= len(calibration) else None
+
+
+def can_mark(n_groups: Sequence[int], *, alpha: float = MAX_FALSE_ALARM_RATE) -> bool:
+    """Return whether any image can be marked by nets with so many validation groups each.
+
+    The smallest p value of a net is 1 / (groups + 1): one net needs 19 groups for 5 %, and several need 39 each, since
+    `combine_p_values` doubles their mean.
+    """
+    smallest = combine_p_values(np.array([[1 / (n + 1)] for n in n_groups]))
+    return bool(smallest[0] <= alpha + 1e-12)
 
 
 def combine_p_values(p_values: Floats) -> Floats:
