@@ -403,6 +403,24 @@ def test_the_nearest_cases_are_named_and_no_lesion_is_its_own(
     assert {case.image_id.split("/")[0] == case.label for case in found} == {True}
 
 
+def test_the_nearest_of_another_class_may_be_of_a_patient_who_is_shown(model: Path, lesions: list[Path]) -> None:
+    predictor = load_model(model)
+    held = predictor.training_features[0]
+    assert held is not None
+    image = open_image(lesions[N_TRAIN])
+    (features,) = predictor.features(resize_pixels(image.pixels, PREPROCESSING)[None])
+    assert features is not None
+    order = np.argsort(held.pair_distances(features)[0])
+    labels = np.zeros_like(held.labels)
+    labels[order[[1, 9]]] = 1  # the second nearest image is of the nearest one's patient, and of the other class
+    groups = held.groups.copy()
+    groups[order[1]] = groups[order[0]]
+    cases = training_cases([replace(held, labels=labels, groups=groups)], predictor.members, predictor.class_names)
+    assert cases is not None
+    (other,) = [case for case in cases.nearest([features], image.pixel_sha256) if case.is_nearest_of_class]
+    assert (other.label, other.image_id) == ("malignant", held.image_ids[order[1]])
+
+
 def test_explain_shows_nearest_cases(model: Path, lesions: list[Path], noise: Path, tmp_path: Path) -> None:
     outcome = dk.explain(model, [str(lesions[-1]), str(noise / "0.png")], out=tmp_path / "out", checks=False)
     page = outcome.page.read_text()

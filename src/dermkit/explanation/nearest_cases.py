@@ -5,6 +5,7 @@ Shapes: R training images that a model's nets hold together.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +62,19 @@ class TrainingCases:
     columns: tuple[NDArray[np.int64], ...]
 
     def nearest(self, features: Sequence[_Floats32], pixel_sha256: str) -> list[NearestCase]:
-        """Return the nearest cases of one image, nearest first, one of a lesion; then the nearest of other classes.
+        """Return the nearest cases, nearest first, one of a lesion or patient; then the nearest of other classes.
 
-        features: (1, C) of each net. pixel_sha256: of the image; the lesion of a training image is not its own
-        neighbour.
+        features: (1, C) of each net. pixel_sha256: of the image; the lesion and the patient of a training image are not
+        its own neighbours.
         """
         distances = self._distances(features)
         own = self.groups[self.pixel_keys == np.uint64(int(pixel_sha256[:16] or "0", 16))]
         distances[np.isin(self.groups, own)] = np.nan
-        order = list(self._one_of_a_group(np.argsort(distances, kind="stable"), distances))
-        nearest = order[:N_NEAREST]
+        order = np.argsort(distances, kind="stable")[: np.count_nonzero(~np.isnan(distances))]
+        nearest = list(islice(self._one_of_a_group(order), N_NEAREST))
         shown = {int(self.labels[row]) for row in nearest}
         others = []
-        for row in order[N_NEAREST:]:
+        for row in order.tolist():  # of all images: a patient whose nevus is shown may have the nearest melanoma
             if int(self.labels[row]) not in shown:
                 shown.add(int(self.labels[row]))
                 others.append(row)
@@ -93,11 +94,9 @@ class TrainingCases:
             n_nets[columns] += 1
         return np.asarray(total / n_nets, dtype=np.float32)
 
-    def _one_of_a_group(self, order: NDArray[np.int64], distances: _Floats32) -> Iterator[int]:
+    def _one_of_a_group(self, order: NDArray[np.int64]) -> Iterator[int]:
         seen = set()
         for row in order.tolist():
-            if np.isnan(distances[row]):
-                return
             if int(self.groups[row]) not in seen:
                 seen.add(int(self.groups[row]))
                 yield row
