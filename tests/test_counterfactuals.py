@@ -349,6 +349,30 @@ def test_a_sealed_test_split_is_left_alone(trained: Path, tmp_path: Path) -> Non
     predictions[predictions["split"] == "validation"].to_csv(run / "predictions.csv", index=False)
     with pytest.raises(UsageError, match="holds no test images"):
         images_of_run(RunFolder(run), split="test", images_root=None)
+    scored = pd.read_csv(trained / "predictions.csv", dtype=str)
+    scored[scored["split"] == "test"].to_csv(run / "predictions.csv", index=False)
+    with pytest.raises(UsageError, match="its test images are sealed"):  # the only ones, and nobody asked for them
+        images_of_run(RunFolder(run), split=None, images_root=None)
+    assert images_of_run(RunFolder(run), split="test", images_root=None).split == "test"
+
+
+def test_an_ensemble_of_folds_has_no_validation_images(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    fields = json.loads((run / "run.json").read_text())
+    for fitted_on, split in (("validation images", "validation"), ("out-of-fold images", None)):
+        ensemble = {"weights": "equal", "fitted_on": fitted_on, "openings": []}
+        (run / "run.json").write_text(json.dumps({**fields, "ensemble": ensemble}))
+        assert images_of_run(RunFolder(run), split=None, images_root=None).split == "test"
+        if split is None:
+            with pytest.raises(UsageError, match="holds no validation images that its model"):
+                images_of_run(RunFolder(run), split="validation", images_root=None)
+        else:
+            assert images_of_run(RunFolder(run), split=split, images_root=None).split == split
+    rows = pd.read_csv(run / "predictions.csv", dtype=str)
+    rows[rows["split"] == "validation"].to_csv(run / "predictions.csv", index=False)
+    with pytest.raises(DataError, match="learned from each other's validation images"):
+        images_of_run(RunFolder(run), split=None, images_root=None)
 
 
 def test_a_sample_holds_whole_units(trained: Path) -> None:
@@ -370,6 +394,7 @@ def test_what_cannot_be_changed_is_refused(trained: Path, binary: Path, tmp_path
     for arguments, code, text in (
         ((trained, "--artefact", "inc"), 2, "did you mean `ink`"),
         ((trained, "--images", "few"), 2, "neither a number"),
+        ((trained, "--images", "2"), 3, "--images 10 or more"),
         ((moved,), 3, "are not where they were"),
         ((tmp_path / "nowhere",), 3, "there is no such folder"),
         ((trained / "model", "--on", binary, "--masks", tmp_path), 3, "holds no mask"),

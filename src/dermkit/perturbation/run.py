@@ -133,6 +133,7 @@ def _counterfactuals(
     check_enough(selection)
     _check_masks(settings.masks, selection)
     selection = sample_units(selection, options.n_images, settings.seed)
+    check_enough(selection)
     progress.say(f"{len(selection):,} of {selection.n_available:,} images: {selection.text}")
     check_writable(out)
     with lock(out):

@@ -87,8 +87,10 @@ def check_enough(selection: ImageSelection) -> None:
     if len(selection) < MIN_CHANGED_IMAGES:
         raise DataError(
             f"only {len(selection)} images to change ({selection.text}): {MIN_CHANGED_IMAGES} are needed",
-            outcome="nothing was scored",
-            remedy="name a run or a data set (--on DATASET) with more images",
+            outcome="no result was written",
+            remedy=f"--images {MIN_CHANGED_IMAGES} or more"
+            if selection.n_available >= MIN_CHANGED_IMAGES
+            else "name a run or a data set (--on DATASET) with more images",
         )
 
 
@@ -123,12 +125,16 @@ def images_of_run(run: RunFolder, *, split: str | None, images_root: Path | None
 
 
 def _choose_split(run: RunFolder, scored_splits: set[str], split: str | None) -> str:
-    """Return the split to take; raises `UsageError` for one that this run has not scored, or that its nets saw."""
-    is_pooled = run.pooled is not None
+    """Return the split to take; raises `UsageError` for one that this run has not scored, or that its nets saw.
+
+    A sealed test split is never taken unasked, also where it is the only one.
+    """
+    is_of_folds = run.pooled is not None or run.ensemble.get("fitted_on") == "out-of-fold images"
+    is_test_unseen = not is_of_folds or run.scores_test_by_ensemble or bool(run.ensemble)
     usable = [
         name
-        for name in ("test", "validation")
-        if name in scored_splits and (not is_pooled or (name == "test" and run.scores_test_by_ensemble))
+        for name, is_unseen in (("test", is_test_unseen), ("validation", not is_of_folds))
+        if is_unseen and name in scored_splits
     ]
     if split is not None and split not in usable:
         raise UsageError(
@@ -139,11 +145,18 @@ def _choose_split(run: RunFolder, scored_splits: set[str], split: str | None) ->
     if not usable:
         raise DataError(
             f"{run.path}: the nets of its model learned from each other's validation images, and it has scored no test "
-            "images" if is_pooled else f"{run.path}: has scored neither test nor validation images",
+            "images" if is_of_folds else f"{run.path}: has scored neither test nor validation images",
             outcome="nothing was scored",
             remedy="name the run of one fold, or test the model on other data with --on DATASET",
         )  # fmt: skip
-    if split is None and run.seal and "validation" in usable:
+    if split is None and run.seal:
+        if "validation" not in usable:
+            raise UsageError(
+                f"{run.path}: its test images are sealed, and it has no validation images that none of its nets "
+                "learned from",
+                outcome="nothing was scored",
+                remedy="add --split test to take the sealed images that it has opened",
+            )
         return "validation"
     return split or usable[0]
 
