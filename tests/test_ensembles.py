@@ -255,7 +255,13 @@ def test_the_test_side_is_opened_once_when_asked_and_logged(
         dk.evaluate(folder, open_test=dk.load_dataset(binary))
     outcome = dk.compare([folder, trained, larger], out=tmp_path / "compared")
     assert outcome.same_images["test"]
+    measured = folder / "counterfactuals" / "counterfactuals.json"
+    measured.parent.mkdir()
+    measured.write_text(json.dumps({"format": 1, "is_complete": True}))
+    assert (folder / "out_of_distribution.json").is_file()
     again = ensemble([trained, larger], out=folder)
+    assert not (folder / "out_of_distribution.json").exists()  # of the test images that the earlier model scored
+    assert not json.loads(measured.read_text())["is_complete"]
     assert "test" not in set(pd.read_csv(folder / "predictions.csv")["split"])
     assert json.loads((folder / "run.json").read_text())["ensemble"]["openings"] == [opening]
     assert again.sentences[0].startswith("Weights (")

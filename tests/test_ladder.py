@@ -17,6 +17,7 @@ from dermkit.data.rungs import count_leaks, make_rungs, rung_options
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.pipeline import ladder as pipeline_ladder
+from dermkit.pipeline.ensemble_sources import find_source
 from dermkit.pipeline.plan import Machine, RunPlan
 from dermkit.pipeline.run import run_plan
 from dermkit.prediction.locate import check_model_folder
@@ -122,7 +123,11 @@ def test_a_run_says_first_that_it_is_no_result_and_has_no_model(climbed: Path, i
     for folder in (run, run / "model"):  # also if somebody saved a model before it was removed
         with pytest.raises(UntrustedError, match="keeps no model"):
             check_model_folder(folder)
+        with pytest.raises(UntrustedError, match="keeps no model"):
+            find_source(folder)  # of an ensemble or a teacher
     (run / "model").rmdir()
+    with pytest.raises(UsageError, match="whose figures are no result"):
+        dk.compare_runs([run, climbed / rung["runs"][1]])
     code, _, message = invoke("predict", run, "x.png", "--out", climbed / "p")
     assert code == 6 and "rung of a leak ladder" in message
 

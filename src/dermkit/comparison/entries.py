@@ -13,6 +13,7 @@ from typing import Any
 from dermkit.errors import DataError, UsageError
 from dermkit.files import canonical_json, read_regular, sha256_file
 from dermkit.recipes.formats import migrate_recipe
+from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import RECIPE_FILE, RUN, SPLIT_FILE, SUMMARY
 
 IGNORED_FIELDS = ("format", "about", "system", "seed", "repeats")
@@ -45,10 +46,12 @@ class ComparisonEntry:
 def group_runs(folders: Sequence[Path]) -> tuple[ComparisonEntry, ...]:
     """Return the comparison entries in the order given; a recognised group takes the position of its first run.
 
-    Raises `UsageError` for a folder named twice or fewer than two runs, `DataError` for a parent without its runs.
+    Raises `UsageError` for a folder named twice, a rung of a leak ladder or fewer than two runs, `DataError` for a
+    parent without its runs.
     """
     runs_by_folder = [_runs_of(folder) for folder in folders]
     all_runs = [run for runs in runs_by_folder for run in runs]
+    _check_no_rung(all_runs)
     if len({run.resolve() for run in all_runs}) < max(len(all_runs), 2):
         raise UsageError(
             "compare needs two different runs or more", remedy="dermkit compare RUN RUN..., or a folder of repeats"
@@ -73,6 +76,17 @@ def group_runs(folders: Sequence[Path]) -> tuple[ComparisonEntry, ...]:
         elif family_of_run[folder][0] == folder:
             entries.append(_recipe_entry(family_of_run[folder], name_of_run))
     return _with_unique_names(entries)
+
+
+def _check_no_rung(runs: Sequence[Path]) -> None:
+    """Raise `UsageError` for a rung of a leak ladder: a leaderboard would show figures that are wrong on purpose."""
+    for run in runs:
+        if RunFolder(run).rung_warnings:
+            raise UsageError(
+                f"{run}: is a rung of a leak ladder, whose figures are no result",
+                outcome="nothing was compared",
+                remedy="read the ladder's ladder.html, which compares its rungs",
+            )
 
 
 def _is_parent(folder: Path) -> bool:

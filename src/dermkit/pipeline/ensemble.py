@@ -27,6 +27,9 @@ from dermkit.progress import Progress
 from dermkit.runs.folder import RunFolder, read_table, writing_into
 from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
+    COUNTERFACTUALS,
+    COUNTERFACTUALS_FOLDER,
+    DISTANCES_FILE,
     ENSEMBLE_TABLE,
     GROUPS_FILE,
     IMAGE_BLIND,
@@ -34,6 +37,7 @@ from dermkit.runs.layout import (
     LOCATION,
     MODEL_FOLDER,
     NEXT_STEPS_FILE,
+    OUT_OF_DISTRIBUTION,
     PREDICTIONS_FILE,
     RUN,
     RUN_SEAL,
@@ -136,6 +140,7 @@ def _write(
     openings = _earlier_openings(out)
     with writing_into(out):
         keep_saved_targets(out)
+        _drop_earlier_checks(out)
         _write_model(out, sources, choice.weights, description)
         _write_rows(out, sources, scored_set, choice.weights)
         _copy_images(out, sources, run)
@@ -179,6 +184,15 @@ def _names(sources: Sequence[EnsembleSource]) -> dict[str, Any]:
         "system": "",
         "about": f"The weighted mean of {len(sources)} models.",
     }
+
+
+def _drop_earlier_checks(out: Path) -> None:
+    """Leave nothing that was measured of the model that an ensemble had before: its report would show it as its own."""
+    for name in (OUT_OF_DISTRIBUTION.name, DISTANCES_FILE):
+        (out / name).unlink(missing_ok=True)
+    counterfactuals = out / COUNTERFACTUALS_FOLDER
+    if COUNTERFACTUALS.exists(counterfactuals):
+        COUNTERFACTUALS.write(counterfactuals, {**COUNTERFACTUALS.read(counterfactuals), "is_complete": False})
 
 
 def _write_model(

@@ -17,7 +17,7 @@ from dermkit.models.card import TRAINING_IMAGES_FILE, card_policy, read_card
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.ensemble import check_members
 from dermkit.models.training_images import parse_training_images
-from dermkit.prediction.locate import check_folder, suggest_run
+from dermkit.prediction.locate import check_folder, check_no_rung, suggest_run
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY
 from dermkit.runs.predictions import probabilities_of
@@ -104,8 +104,12 @@ def find_sources(folders: Sequence[Path]) -> list[EnsembleSource]:
 
 
 def find_source(folder: Path, *, is_ensemble_allowed: bool = False) -> EnsembleSource:
-    """Return the model of a run, of repeats or folds, or of a model folder; raises `DataError` or `UsageError`."""
+    """Return the model of a run, of repeats or folds, or of a model folder.
+
+    Raises `DataError` or `UsageError` for what is none, `UntrustedError` for a rung of a leak ladder.
+    """
     check_folder(folder)
+    check_no_rung(folder)
     named = folder
     if folder.name == MODEL_FOLDER and any(file.exists(folder.parent) for file in (RUN, SUMMARY)):
         folder = folder.parent

@@ -23,7 +23,7 @@ def check_folder(folder: Path) -> None:
 def check_model_folder(folder: Path) -> None:
     """Raise `DataError` where a path is not a folder, or holds runs but is itself neither a run nor a model."""
     check_folder(folder)
-    _refuse_rung(folder)
+    check_no_rung(folder)
     if any((candidate / CHECKSUM_FILE).is_file() for candidate in (folder, folder / MODEL_FOLDER)):
         return
     if find_runs(folder):
@@ -34,7 +34,7 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
-def _refuse_rung(folder: Path) -> None:
+def check_no_rung(folder: Path) -> None:
     """Raise `UntrustedError` for a run of a leak ladder, or its model: some were trained on what they are tested on."""
     for run in (folder, folder.resolve().parent):
         if RunFolder(run).rung_warnings:
