@@ -25,7 +25,7 @@ from dermkit.recipes.schema import (
     save_recipe,
 )
 from dermkit.recipes.short_forms import ShortForms, short_form_assignments
-from dermkit.reporting.facts import recipe_rows
+from dermkit.reporting.recipe_rows import recipe_rows
 
 
 def derive(name: str, *texts: str, **forms: Any) -> Recipe:

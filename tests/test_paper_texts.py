@@ -3,14 +3,20 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dermkit.models.card import card_text, read_card
+from dermkit.recipes.experiments import find_recipe
+from dermkit.recipes.schema import load_recipe, save_recipe
+from dermkit.recipes.training_specs import DistilSpec, MixupSpec
 from dermkit.reporting.checklists import CHECKLISTS, CLEAR_DERM, TRIPOD_AI
 from dermkit.reporting.paper_facts import paper_facts
 from dermkit.reporting.paper_texts import methods_text, write_paper_texts
+from dermkit.reporting.recipe_rows import recipe_rows
 from dermkit.runs.folder import RunFolder
 
 TEXTS = ("DATASHEET.md", "CHECKLISTS.md", "METHODS.md")
@@ -145,6 +151,84 @@ def test_a_name_of_the_data_set_is_shown_as_it_is(run: Path) -> None:
     assert all(
         "<b>" not in (run / name).read_text() and "[x](y)" not in (run / name).read_text() for name in TEXTS
     )
+
+
+def test_a_classifier_on_frozen_features_is_told_without_layers_epochs_and_augmentation() -> None:
+    rows = dict(recipe_rows(find_recipe("frozen-knn")))
+    assert rows["Head"].startswith("nearest neighbours, weighted by distance (scikit-learn; neighbours 15)")
+    assert rows["Phase 1"] == "backbone frozen; the classifier fitted once"
+    assert rows["Loss and optimizer"].startswith("the classifier's own") and "batch" not in str(rows)
+    assert "Weights kept" not in rows and "SMOTE" not in rows
+    smote = dict(recipe_rows(find_recipe("frozen-smote")))
+    assert "neighbours" in smote["SMOTE"] and "logistic regression (scikit-learn; penalty" in smote["Head"]
+
+
+def test_augmentation_that_no_phase_shows_is_not_told_nor_a_best_epoch_where_the_last_is_kept() -> None:
+    demo = find_recipe("demo")
+    frozen = replace(
+        demo, keep="last", phases=(replace(demo.phases[0], train_backbone="none", backbone_lr=0.0, views=0),)
+    )
+    assert dict(recipe_rows(demo))["Augmentation"] != "none" == dict(recipe_rows(frozen))["Augmentation"]
+    assert dict(recipe_rows(frozen))["Weights kept"] == "those of the last epoch"
+
+
+def test_distillation_mixing_and_the_teacher_are_in_the_paragraph(run: Path) -> None:
+    recipe = load_recipe(run / "recipe.json")
+    distil, mix = DistilSpec(weight=0.5, temperature=2.0), MixupSpec(mixup=0.2, cutmix=0.0, p=0.5)
+    save_recipe(replace(recipe, distil=distil, mix=mix, test_views="dihedral"), run / "recipe.json")
+    _change_run(run, teacher={"note": "Distilled from big (runs/big, 5 nets)."})
+    text = methods_text(RunFolder(run), paper_facts(RunFolder(run)))
+    assert "Distillation: 0.5 of the loss is that of a trained model's probabilities, at temperature 2 " in text
+    assert (
+        "Distilled from big (runs/big, 5 nets)" in text and "Mixing of training images: mixup 0.2; p 0.5." in text
+    )
+    assert "the mean of an image's eight symmetries" in text
+
+
+def test_leaks_are_only_those_that_ids_can_show(run: Path) -> None:
+    _change_run(run, warnings=[])
+    assert "share a lesion, patient or pixels with" in paper_facts(RunFolder(run))["partition"]
+    _change_run(run, warnings=["No lesion or patient ids: intervals take every picture for an independent one."])
+    assert "share pixels (lesions and patients are not known) with" in paper_facts(RunFolder(run))["partition"]
+
+
+def test_an_external_test_does_not_pass_for_the_data_that_the_net_was_trained_on(run: Path) -> None:
+    _change_run(
+        run,
+        mapping={"rule": "identity"},
+        training_dataset={"name": "clinic A", "audit": {}},
+        split={"name": "external", "scheme": "external", "counts": {"test": 30, "seen_in_training": 4}},
+    )
+    text = methods_text(RunFolder(run), paper_facts(RunFolder(run)))
+    assert "The net was trained on images of clinic A." in text and "scheme external" not in text
+    assert "There were 30 test and 4 seen in training images." in text
+
+
+@pytest.mark.parametrize("is_beside", [False, True])
+def test_folds_are_not_told_as_sides_that_add_up(run: Path, is_beside: bool) -> None:
+    _change_run(run, split={"scheme": "kfold", "counts": {"train": 60, "validation": 100, "test": 100}})
+    folder = RunFolder(run)
+    folder.__dict__["pooled"] = {
+        "n_folds": 5, "scores_test_by_ensemble": is_beside, "shown_seed": 3, "seeds": [{"seed": 3}, {"seed": 4}],
+    }  # fmt: skip
+    facts = paper_facts(folder)
+    assert "in 5 folds, of which each net learned from about 60" in facts["split_sizes"]
+    assert ("100 test images beside them" in facts["split_sizes"]) == is_beside
+    assert ("by the mean of all nets" in facts["nets"]) == is_beside
+    assert facts["seed"] == "seeds 3 and 4" and "of seed 3" in facts["nets"]
+
+
+def test_an_ensemble_names_its_models_and_no_seed(run: Path) -> None:
+    sources = [{"recipe": "big", "weight": 0.7}, {"recipe": "small", "weight": 0.3}]
+    _change_run(run, ensemble={"sources": sources, "note": "The weights are equal."})
+    facts = paper_facts(RunFolder(run))
+    assert facts["nets"] == "The model is the weighted mean of big (0.7) and small (0.3). The weights are equal."
+    assert "seed" not in facts
+
+
+def _change_run(run: Path, **fields: Any) -> None:
+    run_json = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**run_json, **fields}))
 
 
 def test_the_model_card_says_how_it_was_trained_and_what_for(trained: Path) -> None:

@@ -30,6 +30,7 @@ from dermkit.reporting import figures as reporting_figures
 from dermkit.reporting import mistakes, report, warnings
 from dermkit.reporting.labels import METRIC_TITLES
 from dermkit.reporting.paper_table import latex_text
+from dermkit.reporting.recipe_rows import recipe_rows
 from dermkit.reporting.report import write_report, write_summary_report
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import ENVIRONMENT, METRICS, RUN, SUMMARY, UNSTABLE_TRAINING
@@ -818,12 +819,12 @@ def test_a_long_log_is_thinned_and_says_so(nine: Path) -> None:
 
 
 def test_the_recipe_is_told_in_words() -> None:
-    rows = dict(reporting_facts.recipe_rows(RECIPE))
+    rows = dict(recipe_rows(RECIPE))
     assert rows["Images"] == "128 x 128 px (squash, bilinear), pixels in 0 to 1"
     assert rows["Phase 1"].startswith("up to 6 epochs; backbone frozen, 2 augmented views per image")
     assert rows["Augmentation"] == "horizontal flip; rotate 20.0; shift 0.1; fill reflect"
     two = replace(RECIPE, phases=(RECIPE.phases[0], replace(RECIPE.phases[0], train_backbone=2, backbone_lr=1e-5)))
-    assert "last 2 layer groups" in dict(reporting_facts.recipe_rows(two))["Phase 2"]
+    assert "last 2 layer groups" in dict(recipe_rows(two))["Phase 2"]
 
 
 def test_a_test_on_other_data_shows_the_mapping_and_what_was_left_out(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from dermkit.data.unknown import known_ids
 from dermkit.metrics.stats.estimate import humanise, reliability
-from dermkit.reporting.facts import exclusion_counts, recipe_rows, recorded_train_counts
-from dermkit.runs.folder import RunFolder
+from dermkit.reporting.facts import exclusion_counts, recorded_train_counts
+from dermkit.reporting.recipe_rows import recipe_rows
+from dermkit.runs.folder import SEEN_SPLIT, RunFolder
 from dermkit.runs.layout import ATTRIBUTES_FILE
 
 PAPER_METRICS = {
@@ -63,9 +64,11 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def _data_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
-    dataset, split = run.run_json.get("dataset", {}), run.split_json
+    dataset = run.run_json.get("dataset", {})
     if dataset.get("name"):
         yield "data_source", f"{dataset['name']}, {dataset.get('n', '?')} images"
+    if run.is_foreign:
+        yield "foreign", "Predictions are those of another tool, whose training no file of this run describes"
     yield "licences", str(dataset.get("licences") or "")
     yield (
         "classes",
@@ -74,17 +77,10 @@ def _data_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
             for row in run.class_rows
         ),
     )
-    counts = split.get("counts") or {}
-    yield "split_sizes", listed([f"{n} {name}" for name, n in counts.items()]) + " images" if counts else ""
-    scheme, leaks = split.get("scheme", ""), run.leaks
-    if scheme:
-        leak_text = (
-            f"; {leaks['total']} of {leaks.get('n', '?')} test images share a lesion, patient or pixels with "
-            "training or validation images"
-            if leaks.get("total") is not None
-            else ""
-        )
-        yield "partition", f"split {split.get('name', '')} (scheme {scheme}){leak_text}"
+    yield "split_sizes", _sizes_text(run)
+    yield "partition", _partition_text(run)
+    if run.is_external:
+        yield "training_source", str((run.run_json.get("training_dataset") or {}).get("name") or "")
     train = recorded_train_counts(run)
     yield (
         "class_counts",
@@ -94,6 +90,35 @@ def _data_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     yield "exclusions", "; ".join(f"{n} images: {reason}" for reason, n in exclusions)
     yield "audit", _audit_text(dataset.get("audit"))
     yield "attributes", _attributes_text(run)
+
+
+def _sizes_text(run: RunFolder) -> str:
+    """Return how many images each split has; of pooled folds, in which an image is on several sides, how."""
+    counts: Mapping[str, Any] = run.split_json.get("counts") or {}
+    n_folds = 0 if run.pooled is None else run.pooled["n_folds"]
+    if not counts:
+        return ""
+    if n_folds < 2:
+        names = {SEEN_SPLIT: "seen in training"}
+        return listed([f"{n} {names.get(name, name)}" for name, n in counts.items()]) + " images"
+    per_net = f"in {n_folds} folds, of which each net learned from about {counts.get('train', '?')}"
+    if run.scores_test_by_ensemble:
+        return f"{counts['validation']} training images {per_net}, and {counts['test']} test images beside them"
+    return f"{counts.get('validation', '?')} images {per_net}; each is a validation and a test image of one net"
+
+
+def _partition_text(run: RunFolder) -> str:
+    """Return the split and its leaks, as far as ids of lesions and patients could show any."""
+    split, leaks = run.split_json, run.leaks
+    if split.get("scheme", "") in ("", "foreign", "external"):
+        return ""
+    text = f"split {split.get('name', '')} (scheme {split['scheme']})"
+    if leaks.get("total") is None:
+        return text
+    has_ids = not any(str(one).startswith("No lesion or patient ids") for one in run.run_json.get("warnings", ()))
+    shared = "a lesion, patient or pixels" if has_ids else "pixels (lesions and patients are not known)"
+    n = f"{leaks['total']} of {leaks.get('n', '?')} test images"
+    return f"{text}; {n} share {shared} with training or validation images"
 
 
 def _audit_text(audit: Any) -> str:
@@ -128,21 +153,75 @@ def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     yield "training", "; then ".join(phases)
     yield "optimizer", rows.get("Loss and optimizer", "")
     yield "augmentation", rows.get("Augmentation", "").replace("none", "no augmentation")
-    yield "second_input", rows.get("Second input", "")
-    yield "model_choice", rows.get("Weights kept", "")
-    if run.recipe is not None and run.recipe.optim.class_weights != "none":
-        yield "imbalance", f"class weights {run.recipe.optim.class_weights}"
-    weights = run.run_json.get("weights", {})
-    yield "weights", str(weights.get("origin") or "")
+    for fact, row in _OPTIONAL_ROWS.items():
+        yield fact, "" if rows.get(row) == "none" else rows.get(row, "")
+    teacher = run.run_json.get("teacher") or {}
+    yield "distillation", " ".join(filter(None, (rows.get("Distillation", ""), _in_brackets(teacher.get("note")))))
+    yield "imbalance", _imbalance_text(run, rows)
+    yield "weights", _weights_text(run.run_json.get("weights") or {})
+    yield "nets", _nets_text(run)
     versions = run.environment.get("versions") or {}
     yield "software", ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield "seed", f"seed {run.run_json['seed']}" if run.run_json.get("seed") is not None else ""
+    if not run.ensemble:
+        seeds = [run.run_json.get("seed")] if run.pooled is None else [one["seed"] for one in run.pooled["seeds"]]
+        known = [str(seed) for seed in seeds if seed is not None]
+        yield "seed", f"seed{'s' * (len(known) > 1)} {listed(known)}" if known else ""
+
+
+_OPTIONAL_ROWS = {
+    "second_input": "Second input", "growth": "Growth of small classes", "smote": "SMOTE",
+    "mixing": "Mixing of images", "test_views": "Views of an image", "model_choice": "Weights kept",
+}  # fmt: skip
+"""Fact -> the row of a recipe that says it; recipes without it have no such fact."""
+
+
+def _in_brackets(text: object) -> str:
+    return f"({str(text).rstrip('.')})" if text else ""
+
+
+def _imbalance_text(run: RunFolder, rows: Mapping[str, str]) -> str:
+    if run.recipe is None:
+        return ""
+    optim = run.recipe.optim
+    texts = [
+        "" if optim.class_weights == "none" else f"class weights {optim.class_weights}",
+        "" if optim.sampling == "shuffled" else f"sampling {optim.sampling}",
+        f"logit adjustment {optim.logit_adjustment:g}" if optim.logit_adjustment else "",
+        "augmented copies of smaller classes" if run.recipe.grow else "",
+        f"SMOTE: {rows['SMOTE']}" if "SMOTE" in rows else "",
+    ]
+    return "; ".join(filter(None, texts)).replace("square_root", "by the square root")
+
+
+def _weights_text(weights: Mapping[str, Any]) -> str:
+    if not weights.get("origin"):
+        return ""
+    if weights["origin"] == "none":
+        return "random weights"
+    note = f" ({weights['note']})" if weights.get("note") else ""
+    return f"pretrained weights {'of a file' if weights['origin'] == 'file' else 'of the hub'}{note}"
+
+
+def _nets_text(run: RunFolder) -> str:
+    """Return which nets scored which images where there are several; "" of one net."""
+    if run.ensemble:
+        sources = [f"{one['recipe']} ({one['weight']:.3g})" for one in run.ensemble.get("sources", ())]
+        return f"The model is the weighted mean of {listed(sources)}. {run.ensemble.get('note', '')}".strip()
+    if run.pooled is None or run.pooled["n_folds"] < 2:
+        return ""
+    seeds = run.pooled["seeds"]
+    shown = f" The figures of single nets are of seed {run.pooled['shown_seed']}." if len(seeds) > 1 else ""
+    if run.scores_test_by_ensemble:
+        return (
+            "Each validation image was scored by the one net that had not been trained on it, each test image by the "
+            f"mean of all nets.{shown}"
+        )
+    return f"Each image was scored by the one net that had not been trained on it.{shown}"
 
 
 def _evaluation_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     split = run.headline_split
     body = run.metrics["splits"][split]
-    yield "evaluation_size", f"{body['n']} {split} images of {body.get('n_groups', '?')} lesions or patients"
     figures = [f"{name} {text}" for name, text in split_figures(run, split)]
     yield "figures", "; ".join(figures)
     yield (

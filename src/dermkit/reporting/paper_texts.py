@@ -69,28 +69,39 @@ _NEEDED = {
 
 def _method_sentences(facts: Mapping[str, str]) -> Iterator[str]:
     """Yield data, net and training; a sentence whose fact is missing is left out."""
-    forms = {
-        "data_source": "Images were those of {}.",
-        "classes": "Classes: {}.",
-        "partition": "They were divided by {}.",
-        "split_sizes": "There were {}.",
-        "exclusions": "Left out: {}.",
-        "preprocessing": "Input: {}.",
-        "model_type": "The net was {}.",
-        "weights": "It started from weights of origin {}.",
-        "second_input": "Second input: {}.",
-        "training": "Training: {}.",
-        "optimizer": "Loss and optimizer: {}.",
-        "augmentation": "Random changes of training images: {}.",
-        "model_choice": "Weights were kept {}.",
-        "seed": "Randomness: {}.",
-        "thresholds": "Thresholds: {}.",
-        "interval_methods": "{}.",
-        "software": "Software: {}.",
-    }
-    for name, form in forms.items():
+    for name, form in _FORMS.items():
         if name in facts:
             yield form.format(_plain(facts[name]))
+
+
+_FORMS = {
+    "data_source": "Images were those of {}.",
+    "training_source": "The net was trained on images of {}.",
+    "foreign": "{}.",
+    "classes": "Classes: {}.",
+    "partition": "They were divided by {}.",
+    "split_sizes": "There were {}.",
+    "exclusions": "Left out: {}.",
+    "preprocessing": "Input: {}.",
+    "model_type": "The net was {}.",
+    "weights": "It started from {}.",
+    "second_input": "Second input: {}.",
+    "training": "Training: {}.",
+    "optimizer": "Loss and optimizer: {}.",
+    "augmentation": "Random changes of training images: {}.",
+    "growth": "Augmented copies of smaller classes: {}.",
+    "smote": "SMOTE: {}.",
+    "mixing": "Mixing of training images: {}.",
+    "distillation": "Distillation: {}.",
+    "model_choice": "The weights kept are {}.",
+    "nets": "{}",
+    "test_views": "Probabilities are {}.",
+    "seed": "Randomness: {}.",
+    "thresholds": "Thresholds: {}.",
+    "interval_methods": "{}.",
+    "software": "Software: {}.",
+}
+"""Fact -> the sentence of a methods paragraph that holds it, in order."""
 
 
 def _result_sentences(run: RunFolder) -> Iterator[str]:

@@ -30,6 +30,7 @@ from dermkit.reporting.labels import BAR_METRICS, FIRST_TABLE_END, METRIC_TITLES
 from dermkit.reporting.mistakes import PixelFinder, load_mistakes
 from dermkit.reporting.out_of_distribution import outlier_text
 from dermkit.reporting.paper_table import write_paper_table
+from dermkit.reporting.recipe_rows import flatten_json, recipe_rows
 from dermkit.runs.belief import judge_belief
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
@@ -108,8 +109,8 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "texts": {
             split: run.text(f"{FIGURES_FOLDER}/classification_report_{split}.txt") for split in run.split_names
         },
-        "recipe_rows": facts.recipe_rows(run.recipe),
-        "environment": list(facts.flatten_json(run.environment)),
+        "recipe_rows": recipe_rows(run.recipe),
+        "environment": list(flatten_json(run.environment)),
         "log": facts.log_rows(run.log),
         "lint": lint_rows,
     }
