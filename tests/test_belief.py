@@ -21,6 +21,7 @@ from dermkit.runs.doubts import (
     independence_doubts,
     leak_doubts,
     lint_doubts,
+    size_doubts,
 )
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.image_blind import RULE_TITLES
@@ -193,6 +194,21 @@ def test_validation_is_no_test(tmp_path: Path) -> None:
     belief = judged(tmp_path, scores(2.5, 3).assign(split="validation"), {})
     assert belief.word == "believe with care"
     assert [doubt.code for doubt in belief.doubts] == ["no_test"]
+
+
+@pytest.mark.parametrize(("n", "n_groups", "is_few"), [(14, 42, True), (30, 90, False), (30, 50, True)])
+@pytest.mark.parametrize("positive", [[], ["a", "b", "c"]])
+def test_few_images_are_a_doubt_where_all_classes_are_of_one_kind_too(
+    n: int, n_groups: int, is_few: bool, positive: list[str]
+) -> None:
+    per_class = {name: {"n": n} for name in "abc"}
+    metrics = {
+        "positive": positive, "splits": {"test": {"n": 3 * n, "n_groups": n_groups, "per_class": per_class}}
+    }  # fmt: skip
+    found = list(size_doubts(metrics, "test"))
+    assert [doubt.code for doubt in found] == ["few_images"] * is_few
+    if is_few:
+        assert found[0].text.startswith(f"Too few test images to be sure: {3 * n}")
 
 
 @pytest.mark.parametrize(

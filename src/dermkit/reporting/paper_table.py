@@ -62,7 +62,7 @@ def _latex_lines(run: RunFolder, splits: list[str]) -> Iterator[str]:
             yield rf"{latex_text(METRIC_TITLES.get(name, name))} & {value} & {interval} & {estimate['n']} \\"
     yield r"\bottomrule"
     yield r"\end{tabular}"
-    yield r"% dagger: the interval is not reliable, for too few independent images"
+    yield r"% dagger: the interval is not reliable, mostly for too few independent images; metrics.json says why"
 
 
 def latex_text(text: str) -> str:

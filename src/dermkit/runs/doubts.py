@@ -285,14 +285,15 @@ def size_doubts(metrics: Mapping[str, Any], split: str) -> Iterator[Doubt]:
     n_malignant = sum(n for name, n in counts.items() if name in positive)
     n_other = sum(counts.values()) - n_malignant
     n_groups = int(split_metrics.get("n_groups", split_metrics["n"]))
-    if not positive or not n_malignant or not n_other:
-        return
-    if min(n_malignant, n_other) < MIN_OUTCOME_IMAGES or n_groups < 2 * MIN_OUTCOME_IMAGES:
+    has_both_sides = 0 < len(positive) < len(counts)
+    if has_both_sides and not (n_malignant and n_other):
+        return  # classes without images, said above
+    is_side_small = has_both_sides and min(n_malignant, n_other) < MIN_OUTCOME_IMAGES
+    if is_side_small or n_groups < 2 * MIN_OUTCOME_IMAGES:
+        images = f"{n_malignant} malignant and {n_other} others" if has_both_sides else f"{n_malignant + n_other}"
         lesions = f" of {n_groups} lesions or patients" if n_groups < split_metrics["n"] else ""
         yield Doubt(
-            "few_images", "care",
-            (f"Too few {split} images to be sure: {n_malignant} malignant and {n_other} others{lesions}.",), "results",
-            more,
+            "few_images", "care", (f"Too few {split} images to be sure: {images}{lesions}.",), "results", more,
         )  # fmt: skip
 
 
