@@ -1044,6 +1044,24 @@ def test_the_first_screen_answers_before_anything_else(full: Path) -> None:
     assert "unreliable" not in text.split("Details")[0]
 
 
+def test_a_picture_marks_an_interval_as_the_page_does_and_names_its_probabilities(tmp_path: Path) -> None:
+    body = _tiny_metrics()
+    auroc = {"value": 0.9, "ci95": [0.5, 1.0], "n": 6, "method": "x", "reason": "interval unreliable: 3 units"}
+    body["splits"]["test"]["metrics"]["auroc"] = auroc
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "roc_band_test.csv").write_text("fpr,tpr,low,high\n0,0,0,0\n1,1,1,1\n")
+    for number, words in ((1, "calibrated"), (0, "raw probabilities")):
+        (tmp_path / "figures" / "calibration_malignant_test.csv").write_text(
+            f"n,stated,observed,low,high,calibrated\n6,0.5,0.5,0.1,0.9,{number}\n"
+        )
+        page = _written(tmp_path, body).read_text()
+        svg = (tmp_path / "figures" / "calibration_malignant_test.svg").read_text()
+        assert f"Calibration ({words})" in svg
+    assert "AUROC 0.90 (0.50 to 1.00†)" in page
+    auroc["ci95"] = [0.9, 0.9]
+    assert "AUROC 0.90;" in _written(tmp_path, body).read_text()
+
+
 def test_small_pictures_have_their_tables_and_bands(full: Path) -> None:
     for name in ("roc_band", "precision_recall", "calibration_malignant", "decision_curve"):
         table = RunFolder(full).figures_table(f"{name}_test.csv")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from dermkit.files import write_rows
 from dermkit.metrics.classification.reader_studies import READER_STUDIES, ReaderStudy
+from dermkit.metrics.stats.estimate import reliability
 from dermkit.render import charts, curves, panels
 from dermkit.reporting.labels import ALIASES, BAR_METRICS, METRIC_TITLES
 from dermkit.runs.folder import RunFolder
@@ -117,11 +118,11 @@ def _small_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple[str
             "Precision against recall of malignant with its band",
         ),
         "calibration_malignant": (
-            lambda table, path: panels.draw_calibration_band(table, path, title="Calibration"),
+            lambda table, path: panels.draw_calibration_band(table, path, title=_title_of(table, "Calibration")),
             "Share of malignant images against the stated probability, with intervals",
         ),
         "decision_curve": (
-            lambda table, path: panels.draw_decision_curve(table, path, title="Decision curve"),
+            lambda table, path: panels.draw_decision_curve(table, path, title=_title_of(table, "Decision curve")),
             "Net benefit over thresholds of 1 to 50 % with its band, beside calling all and calling none malignant",
         ),
     }
@@ -166,11 +167,21 @@ def _malignant_figures(run: RunFolder, split: str, title: str) -> Iterator[tuple
         yield path.stem, EmbeddedFigure(png_data_uri(path), alt, f"figures/{path.stem}.csv")
 
 
+def _title_of(table: pd.DataFrame, name: str) -> str:
+    """Return the title of a curve of probabilities, which says whether they are those after calibration."""
+    is_calibrated = "calibrated" in table and str(table["calibrated"].iloc[0]) == "1"
+    return f"{name} ({'calibrated' if is_calibrated else 'raw probabilities'})"
+
+
 def _auroc_text(estimate: Mapping[str, Any]) -> str:
+    """Return an AUROC with its interval, which has the page's sign where it is not reliable, and goes if misleading."""
     if estimate.get("value") is None:
         return ""
-    bounds = estimate.get("ci95")
-    return f"{estimate['value']:.2f}" + (f" ({bounds[0]:.2f} to {bounds[1]:.2f})" if bounds else "")
+    grade = reliability(estimate)
+    if grade == "none":
+        return f"{estimate['value']:.2f}"
+    low, high = estimate["ci95"]
+    return f"{estimate['value']:.2f} ({low:.2f} to {high:.2f}{'†' if grade else ''})"
 
 
 def _aurocs(split_metrics: dict[str, Any]) -> dict[str, float | None]:
