@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.prediction.out_of_distribution import OutlierTest, is_outside
 from dermkit.prediction.predictor import load_model
+from dermkit.prediction.resume import PredictionJob, ScoreRow
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.out_of_distribution import outlier_text
@@ -221,6 +223,32 @@ def test_noise_is_marked_and_new_lesions_are_not(
     assert fields["n_outside"] == is_marked.sum()
     assert fields["n_validation_groups"] == N_VALIDATION
     assert {one["image"] for one in fields["outside"]} >= {f"{number}.png" for number in range(12)}
+
+
+def test_distances_take_little_memory(tmp_path: Path) -> None:
+    def bytes_of(distance: tuple[float, float] | None, n: int = 4000) -> int:
+        tracemalloc.start()
+        scores, _ = PredictionJob(
+            tmp_path, [ImageRef("a", "a", "a")] * n, ("benign", "malignant"), 16
+        ).read_scores()
+        for position in range(n):
+            pair = None if distance is None else (distance[0] + position * 1e-9, distance[1] + position * 1e-9)
+            scores.add(ScoreRow(position, "", [0.4, 0.6], ("", ""), (), "", pair))
+        is_marked = scores.is_outside
+        assert (is_marked is None) if distance is None else (is_marked is not None and is_marked.all())
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return size // n
+
+    assert bytes_of((1.0, 0.01)) - bytes_of(None) < 40
+
+
+def test_no_image_scored_leaves_no_table(model: Path, tmp_path: Path, invoke: Invoke) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    code, _, _ = invoke("predict", model, tmp_path / "broken.jpg", "--out", tmp_path / "out")
+    assert code == 3
+    fields = json.loads((tmp_path / "out" / "predict.json").read_text())["out_of_distribution"]
+    assert fields == {"file": None, "reason": "no image was scored"}
 
 
 def test_an_answer_may_be_withheld(

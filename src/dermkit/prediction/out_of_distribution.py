@@ -127,10 +127,15 @@ def write_distance_table(
     write_rows(path, OUT_OF_DISTRIBUTION_COLUMNS, rows if is_raw else map(defused, rows))
 
 
-def describe_test(test: OutlierTest, outside: Sequence[Mapping[str, Any]], *, is_withheld: bool) -> dict[str, Any]:
-    """Return the entry `out_of_distribution` of predict.json. outside: name, distance and p value of marked images."""
-    if test.reason:
-        return {"file": None, "reason": test.reason}
+def describe_test(
+    test: OutlierTest, outside: Sequence[Mapping[str, Any]] | None, *, is_withheld: bool
+) -> dict[str, Any]:
+    """Return the entry `out_of_distribution` of predict.json.
+
+    outside: name, distance and p value of marked images; None where no image was scored.
+    """
+    if test.reason or outside is None:
+        return {"file": None, "reason": test.reason or "no image was scored"}
     return {
         "file": DISTANCES_FILE,
         "method": OUTLIER_METHOD,

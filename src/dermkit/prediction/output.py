@@ -127,7 +127,7 @@ def write_output(
         out, len(scored), len(scores.refusals), n_notes, len(scores.training_splits), decision_counts,
         None if are_outside is None else int(are_outside.sum()), predictor.outlier_test.reason,
     )  # fmt: skip
-    outside = _outside_images(job, scores)
+    outside = None if are_outside is None else _outside_images(job, scores)
     test_fields = describe_test(predictor.outlier_test, outside, is_withheld=withholds_outside)
     _write_predict_json(outcome, job, scores, predictor, policy, metadata, sheets, test_fields)
     return outcome
@@ -167,7 +167,8 @@ def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> No
     )
     write_predictions(out / PREDICTIONS_FILE, job.class_names, predictions)
     pairs = None if scores.is_outside is None else (
-        (job.images[index], scores.distances[index]) for index in scores.scored.tolist()
+        (job.images[index], (float(scores.distances[index, 0]), float(scores.distances[index, 1])))
+        for index in scores.scored.tolist()
     )  # fmt: skip
     write_distance_table(out / DISTANCES_FILE, pairs, is_raw=is_raw)
     refused = (
@@ -178,10 +179,10 @@ def _write_tables(job: PredictionJob, scores: ScoreTable, *, is_raw: bool) -> No
 
 def _outside_images(job: PredictionJob, scores: ScoreTable) -> list[dict[str, Any]]:
     """Return the images outside the training distribution, with distance and p value."""
+    positions = np.flatnonzero(is_outside(scores.distances[:, 1]))  # false for nan
     return [
         {"image": utf8_safe(job.images[index].name), "distance": distance, "p_value": p}
-        for index, (distance, p) in sorted(scores.distances.items())
-        if is_outside(p)
+        for index, (distance, p) in zip(positions.tolist(), scores.distances[positions].tolist(), strict=True)
     ]
 
 
@@ -230,7 +231,7 @@ def _tiles(
         thumbnail = thumbnails[index] if index in thumbnails else file_thumbnail(Path(image.path))
         lines, colour = decisions.tile_caption(
             policy, predictor.classes, scores.probabilities[index], withholds_outside=withholds_outside,
-            is_outside=index in scores.distances and bool(is_outside(scores.distances[index][1])),
+            is_outside=bool(is_outside(scores.distances[index, 1])),
         )  # fmt: skip
         pixels = thumbnail if thumbnail is not None else np.zeros((8, 8, 3), np.uint8)
         title = PurePosixPath(utf8_safe(image.name)).name

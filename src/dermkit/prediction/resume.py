@@ -63,16 +63,16 @@ class ScoreTable:
 
     probabilities: (N, K) float64 as the net gave them, NaN where an image is not scored. is_done: (N,), scored or
     refused. refusals: (reason, detail). notes: what opening the image decided, such as "alpha composited on white".
-    training_splits: split of the images that the model's training used. distances: distance from the training images
-    and p value, where the model can tell.
+    training_splits: split of the images that the model's training used. distances: (N, 2) float64, distance from the
+    training images and p value, NaN where the model cannot tell.
     """
 
     probabilities: Floats
     is_done: Bools
+    distances: Floats
     refusals: dict[int, tuple[str, str]] = field(default_factory=dict)
     notes: dict[int, tuple[str, ...]] = field(default_factory=dict)
     training_splits: dict[int, str] = field(default_factory=dict)
-    distances: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def scored(self) -> Ints:
@@ -82,10 +82,10 @@ class ScoreTable:
     @property
     def is_outside(self) -> Bools | None:
         """Return which of the scored images lie outside the training distribution; None where that is not known."""
-        scored = self.scored.tolist()
-        if not scored or any(position not in self.distances for position in scored):
+        p_values = self.distances[self.scored, 1]
+        if not len(p_values) or np.isnan(p_values).any():
             return None
-        return np.array([bool(is_outside(self.distances[position][1])) for position in scored])
+        return np.asarray(is_outside(p_values), dtype=np.bool_)
 
     def add(self, row: ScoreRow) -> None:
         """Enter one image."""
@@ -119,7 +119,9 @@ class PredictionJob:
         Batches that are incomplete or of which a file changed are dropped, from the table on disk too.
         """
         n_images, n_classes = len(self.images), len(self.class_names)
-        table = ScoreTable(np.full((n_images, n_classes), np.nan), np.zeros(n_images, dtype=bool))
+        table = ScoreTable(
+            np.full((n_images, n_classes), np.nan), np.zeros(n_images, dtype=bool), np.full((n_images, 2), np.nan)
+        )
         is_current, n_changed = np.zeros(n_images, dtype=bool), 0
         path = self.folder / SCORES_FILE
         if not path.is_file():
