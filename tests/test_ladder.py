@@ -168,6 +168,23 @@ def test_another_ladder_in_the_folder_is_refused(climbed: Path, leaking: Path, m
         climb(memory, leaking, climbed, repeats=1)
 
 
+def test_a_seed_without_a_split_is_refused_before_anything_is_trained(
+    leaking: Path, memory: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, trained = pipeline_ladder.make_rungs, []
+
+    def refuse_second(*args: Any, seed: int, **options: Any) -> Any:
+        if seed == memory.split.seed + 1:
+            raise DataError("no training image of nevus", outcome="nothing was trained")
+        return make(*args, seed=seed, **options)
+
+    monkeypatch.setattr(pipeline_ladder, "make_rungs", refuse_second)
+    monkeypatch.setattr(pipeline_ladder, "run_plan", lambda plan, _machine: trained.append(plan.folder))
+    with pytest.raises(DataError, match="no training image"):
+        climb(memory, leaking, tmp_path / "out")
+    assert trained == []
+
+
 def test_a_data_set_without_ids_has_no_ladder(invoke: Invoke, binary: Path, tmp_path: Path) -> None:
     code, _, message = invoke("ladder", "demo", binary, "--out", tmp_path / "out")
     assert (

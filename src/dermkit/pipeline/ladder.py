@@ -112,8 +112,9 @@ def ladder(
     with reading(dataset, "ladder"), lock(out):
         one = _begin(with_seed(recipe, seed), dataset, repeats, machine)
         runs = {name: [] for name in one.names}  # type: dict[RungName, list[tuple[Path, Split]]]
-        for number, split_seed in enumerate(one.seeds):
-            for name, split in _splits(one, split_seed).items():
+        splits = [_splits(one, split_seed) for split_seed in one.seeds]  # all of them first: a seed may have none
+        for number, by_name in enumerate(splits):
+            for name, split in by_name.items():
                 runs[name].append((_train_rung(one, name, split, number), split))
         _write_results(one, runs)
     return out
