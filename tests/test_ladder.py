@@ -171,12 +171,12 @@ def test_another_ladder_in_the_folder_is_refused(climbed: Path, leaking: Path, m
 def test_a_seed_without_a_split_is_refused_before_anything_is_trained(
     leaking: Path, memory: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, trained = pipeline_ladder.make_rungs, []
+    trained: list[Path] = []
 
     def refuse_second(*args: Any, seed: int, **options: Any) -> Any:
         if seed == memory.split.seed + 1:
             raise DataError("no training image of nevus", outcome="nothing was trained")
-        return make(*args, seed=seed, **options)
+        return make_rungs(*args, seed=seed, **options)
 
     monkeypatch.setattr(pipeline_ladder, "make_rungs", refuse_second)
     monkeypatch.setattr(pipeline_ladder, "run_plan", lambda plan, _machine: trained.append(plan.folder))
