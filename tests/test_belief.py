@@ -223,6 +223,16 @@ def test_a_test_that_was_not_scored_is_not_called_missing(
     assert len(found) == 1 and found[0].text.startswith(first)
 
 
+@pytest.mark.parametrize(
+    ("runs", "is_doubted"), [(["net-s0", "net-s1"], False), (["net-s0", "other-s0"], True), (["net-s0"], False)]
+)
+def test_openings_are_doubted_unless_they_are_seeds_of_one_recipe(runs: list[str], is_doubted: bool) -> None:
+    openings = [{"recipe": "net", "run": run} for run in runs]
+    seal = {"openings": openings, "opening_number": len(runs)}
+    found = list(independence_doubts("test", seal, seen_split="seen"))
+    assert [doubt.code for doubt in found] == ["opened"] * is_doubted
+
+
 def test_only_the_leaks_of_the_judged_split_refuse() -> None:
     leaks = {"n": 100, "total": 40, "validation": {"n": 100, "total": 30}}
     weights = {

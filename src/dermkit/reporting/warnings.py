@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dermkit.data.diagnoses import UNKNOWN_MALIGNANCY, malignancy_question, unknown_malignancy
 from dermkit.data.manifest import LesionClass
 from dermkit.metrics.stats.power import expected_maximum_of_k
-from dermkit.runs.doubts import MIN_OUTCOME_IMAGES
+from dermkit.runs.doubts import MIN_OUTCOME_IMAGES, differ_in_seed_alone
 from dermkit.runs.layout import RUNG_WARNING, SPLIT_FILE, SUMMARY, UNSTABLE_TRAINING
 
 if TYPE_CHECKING:
@@ -104,8 +104,7 @@ def _seal_warnings(run: "RunFolder") -> Iterator[ReportWarning]:
     if len(openings) < 2:
         return
     best_of_openings = f"up to {expected_maximum_of_k(len(openings)):.1f} standard errors too good by chance alone"
-    opened_recipes = {(opening["recipe"], str(opening["run"]).split("-s")[0]) for opening in openings}
-    if len(opened_recipes) == 1 and len({opening["run"] for opening in openings}) == len(openings):
+    if differ_in_seed_alone(openings):
         yield ReportWarning(
             "note",
             f"The test side was opened {len(openings)} times, by runs of one recipe that differ in their seed alone: "

@@ -321,8 +321,16 @@ def independence_doubts(
             "no_test", "care", (f"{first}: settings were chosen on the very images that these figures are of.",),
             "results", remedy,
         )  # fmt: skip
-    if (n := len(seal.get("openings", ()))) > 1 and seal.get("opening_number") is not None:
+    openings = seal.get("openings", ())
+    if len(openings) > 1 and seal.get("opening_number") is not None and not differ_in_seed_alone(openings):
         yield Doubt(
-            "opened", "care", (f"The test images were opened {n} times; what was decided in between knew them.",),
-            "warnings", fresh,
+            "opened", "care",
+            (f"The test images were opened {len(openings)} times; what was decided in between knew them.",), "warnings",
+            fresh,
         )  # fmt: skip
+
+
+def differ_in_seed_alone(openings: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether a test side was opened by runs of one recipe, each once: nothing was decided in between."""
+    recipes = {(opening["recipe"], str(opening["run"]).split("-s")[0]) for opening in openings}
+    return len(recipes) == 1 and len({opening["run"] for opening in openings}) == len(openings)
