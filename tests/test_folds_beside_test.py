@@ -187,13 +187,13 @@ def test_the_policy_is_fitted_out_of_fold_and_tested_on_the_ensemble(two_folds: 
 def scorings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Return a list that grows by (folder, images) with each scoring of pixels by a model."""
     counted: list[tuple[str, int]] = []
-    score = Predictor.score_pixels
+    score = Predictor.score_with_distances
 
     def counting(self: Predictor, pixels: Any, rows: Any, **options: Any) -> Any:
         counted.append((self.folder.parent.name, len(rows)))
         return score(self, pixels, rows, **options)
 
-    monkeypatch.setattr(Predictor, "score_pixels", counting)
+    monkeypatch.setattr(Predictor, "score_with_distances", counting)
     return counted
 
 

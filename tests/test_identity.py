@@ -118,7 +118,7 @@ def test_a_class_from_another_archive_than_its_opposite_is_a_warning(ham: pd.Dat
     own = manifest(["mel"] * 60, [f"ISIC_{7_000_000 + i}" for i in range(60)])
     finding = found(da072_contains_known_set(audit_input(pd.concat([own, ham[ham["label"] == "nv"].head(60)]))))
     assert finding.severity is Severity.WARNING
-    assert "They tell classes apart: 0 of 60 mel, but 60 of 60 nv." in finding.sentence
+    assert "They separate the classes: 0 of 60 mel, but 60 of 60 nv." in finding.sentence
     assert finding.figures["contained_sets"][0]["class_gap"] > 0.8
 
 

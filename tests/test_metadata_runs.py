@@ -179,7 +179,7 @@ def test_the_command_takes_a_table_and_records_what_it_used(
         *([f"image0{number}", "", "", ""] for number in range(2, 6)),
     ]  # fmt: skip
     facts = read(tmp_path / "out" / "predict.json")
-    assert facts["format"] == 4 and facts["metadata"]["n_known"] == {"age": 2, "sex": 2, "site": 3}
+    assert facts["format"] == 5 and facts["metadata"]["n_known"] == {"age": 2, "sex": 2, "site": 3}
     scores = pd.read_csv(tmp_path / "out" / "predictions.csv")
     frame = pd.DataFrame(
         {"image": ["image00", "image01"], "age": [40, 41], "sex": ["M", "F"], "site": ["back", "face"]}
