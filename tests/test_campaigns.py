@@ -157,6 +157,7 @@ def counts_of(bench: Bench, campaign: str) -> Counts:
 # Kills --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @linux
 def test_killed_inside_a_save_it_ends_with_the_same_bits(
     alone: Alone, elsewhere: Path | None, tmp_path: Path

@@ -185,6 +185,7 @@ def test_training_on_ones_own_folder(kernel: str, tmp_path: Path, own_folder: st
     assert "sheet" in pictures(notebook)
 
 
+@pytest.mark.slow
 def test_comparison(kernel: str, tmp_path: Path) -> None:
     notebook = executed(COMPARISON, kernel, tmp_path, OUT=str(tmp_path / "out"), EPOCHS=1)
     assert spoken(notebook) == ""
