@@ -158,7 +158,7 @@ def test_few_malignant_lesions_decide_nothing_of_malignancy() -> None:
     counts: Counts = ((700, 50, 50), (1, 19, 0), (10, 10, 180))
     verdict = judged(counts)
     assert verdict.outcome == "unknown"
-    assert "the interval of malignant sensitivity is unreliable (20 units, 30 needed)" in verdict.text
+    assert "the interval of malignant sensitivity is unreliable (20 independent images, 30 needed)" in verdict.text
     assert "balanced accuracy is unreliable" not in verdict.text, "accuracy tells that it is better than the rule"
 
 
