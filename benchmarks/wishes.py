@@ -117,8 +117,10 @@ def _carry_out(name: str, wish: Wish, datasets: Path, weights: Path, out: Path) 
     (out / "wishes").mkdir(parents=True, exist_ok=True)
     if name == ENSEMBLE:
         members = [str(_folder_of(member, out)) for member in wish.members]
-        _dermkit("ensemble", *members, "--out", str(out / "wishes" / _slug(name)))
-        return out / "wishes" / _slug(name)
+        folder = out / "wishes" / _slug(name)
+        _dermkit("ensemble", *members, "--out", str(folder))
+        _dermkit("evaluate", str(folder), "--open-test", str(datasets / "melanoma10k"))
+        return folder
     teacher = ["--teacher", str(_folder_of(wish.members[0], out))] if wish.members else []
     said = _dermkit(
         "train", wish.recipe, str(datasets / "melanoma10k"), "--split", wish.split, "--weights",
