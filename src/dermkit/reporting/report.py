@@ -4,6 +4,7 @@ Figures are printed from metrics.json and nowhere computed again: the element th
 in `data-metric` and holds it in full in `data-value`.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
     belief = judge_belief(run, verdict, lint_rows)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
+    outliers, counterfactuals = outlier_text(run), read_counterfactuals(run.path)
+    measured = {"foreign": bool(outliers), "counterfactuals": counterfactuals is not None}
     return {
         "run": run,
         "split_names": run.split_names,
@@ -95,13 +98,13 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
         "methods": sorted({method for methods in methods_by_name.values() for method in methods}),
         "verdict": verdict,
         "belief": belief,
-        "anchors": evidence_anchors(belief, _section_names(run)),
+        "anchors": evidence_anchors(belief, _section_names(run, measured)),
         "key_figures": (rows := key_figures(run, verdict)),
         "rule_legend": rule_legend(rows),
         "blind": {split: blind_table(run.metrics["splits"][split], split) for split in run.split_names},
-        "outliers": outlier_text(run),
+        "outliers": outliers,
         "reader_studies": READER_STUDIES,
-        "counterfactuals": read_counterfactuals(run.path),
+        "counterfactuals": counterfactuals,
         "warnings": warnings.report_warnings(run),
         "trained": facts.recorded_train_counts(run),
         "excluded": facts.exclusion_counts(run),
@@ -116,13 +119,15 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _section_names(run: RunFolder) -> set[str]:
-    """Return the ids of the sections that doubts may lead to and that this run's page has."""
+def _section_names(run: RunFolder, measured: Mapping[str, bool]) -> set[str]:
+    """Return the ids of the sections that doubts may lead to and that this run's page has.
+
+    measured: id of a section about what was measured beside the test -> whether the page has it.
+    """
     body = run.metrics["splits"][run.headline_split]
     optional = {
         "blind": body.get("image_blind"), "groups": body.get("subgroups"), "decisions": body.get("policy"),
-        "training": not run.is_foreign, "next": not run.is_foreign, "foreign": outlier_text(run),
-        "counterfactuals": read_counterfactuals(run.path),
+        "training": not run.is_foreign, "next": not run.is_foreign, **measured,
     }  # fmt: skip
     return {"results", "warnings", "lint", "classes", "data", *(name for name, has in optional.items() if has)}
 
