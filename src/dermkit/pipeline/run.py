@@ -324,7 +324,8 @@ def _save_training(
         preprocessing=prepared_job.job.preprocessing,
         metadata=describe_model(plan, run_json),
         encoder=None if prepared_job.job.metadata is None else prepared_job.job.metadata.encoder,
-        training_features=None if plan.is_trial else fit_on_job(
+        # A pass over thousands of images: not for the model of a trial, nor for that of a rung, which is not kept.
+        training_features=None if not plan.has_report else fit_on_job(
             prepared_job.job, prepared_job.net, plan.dataset.manifest, machine.progress
         ),
     )  # fmt: skip
