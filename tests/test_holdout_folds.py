@@ -7,7 +7,7 @@ import pytest
 
 import dermkit as dk
 from dermkit.data.groups import leakage_groups
-from dermkit.data.split import check_split, for_fold, make_split
+from dermkit.data.split import check_split, make_split, tables_by_fold
 from dermkit.errors import DataError
 from dermkit.recipes.schema import SplitSpec
 
@@ -30,7 +30,7 @@ def test_no_group_lies_on_two_sides_and_every_image_outside_the_test_is_validate
     assert (frame.groupby("group")[["split", "fold"]].nunique() == 1).all().all()
     assert set(frame.loc[frame["split"] == "test", "fold"]) == {-1}
     assert frame[frame["split"] == "test"]["label"].nunique() == manifest["label"].nunique()
-    tables = [for_fold(split, fold) for fold in (0, 1)]
+    tables = list(tables_by_fold(split, manifest).values())
     validated = pd.concat(table[table["split"] == "validation"] for table in tables)
     assert sorted(validated["image_id"]) == sorted(frame.loc[frame["split"] == "fold", "image_id"])
     tests = [sorted(table.loc[table["split"] == "test", "image_id"]) for table in tables]

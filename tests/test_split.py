@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import MANIFEST_COLUMNS
-from dermkit.data.split import Split, check_split, for_fold, make_split
+from dermkit.data.split import Split, check_split, make_split, tables_by_fold
 from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
 from dermkit.recipes.schema import SplitSpec, parse_split_spec
@@ -189,16 +189,14 @@ def test_two_lesions_go_to_train_and_test_and_three_to_every_side() -> None:
 
 def test_folds_take_turns_and_a_class_needs_three_groups() -> None:
     frame = manifest(lesions({"a": 50, "b": 3}))
-    split = make_split(frame, KFOLD, name="s")
-    turns = pd.concat([for_fold(split, fold) for fold in range(5)])
-    per_image = turns.groupby("image_id")["split"].agg(lambda seen: " ".join(sorted(seen)))
+    split = make_split(frame, replace(KFOLD, validation=0.2), name="s")
+    tables = tables_by_fold(split, frame)
+    per_image = pd.concat(tables).groupby("image_id")["split"].agg(lambda seen: " ".join(sorted(seen)))
     assert set(per_image) == {"test train train train validation"}
     labels = frame.set_index("image_id")["label"]
-    for fold in range(5):
-        now = for_fold(split, fold)
+    assert list(tables) == [0, 1, 2, 3, 4]
+    for now in tables.values():
         assert set(labels[now.loc[now["split"] == "train", "image_id"]]) == {"a", "b"}
-    with pytest.raises(UsageError, match="no fold 5"):
-        for_fold(split, 5)
     with pytest.raises(DataError, match="class 'b' has 2"):
         make_split(manifest(lesions({"a": 50, "b": 2})), KFOLD, name="s")
 
@@ -212,9 +210,57 @@ def test_a_class_that_some_run_would_train_without_is_refused(monkeypatch: pytes
         make_split(manifest(lesions({"a": 50, "b": 9})), KFOLD, name="s")
 
 
-def test_for_fold_leaves_a_holdout_as_it_is() -> None:
-    split = make_split(manifest(lesions({"a": 30})), HOLDOUT, name="s")
-    pd.testing.assert_frame_equal(for_fold(split, -1), split.frame)
+@given(manifests(), st.sampled_from([0.02, 0.07, 0.15, 0.3]), st.integers(3, 5), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_a_part_of_the_next_fold_validates_by_group_and_what_it_leaves_is_trained_on(
+    frame: pd.DataFrame, validation: float, folds: int, seed: int
+) -> None:
+    spec = replace(KFOLD, folds=folds, seed=seed, validation=validation)
+    try:
+        split = make_split(frame, spec, name="s")
+    except DataError:
+        return  # too few groups for so many folds
+    group = pd.Series(leakage_groups(frame), index=frame["image_id"])
+    fold_of = split.frame.set_index("image_id")["fold"]
+    tables = tables_by_fold(split, frame)
+    shuffled = tables_by_fold(split, frame.sample(frac=1.0, random_state=seed))
+    for fold, rows in tables.items():
+        pd.testing.assert_frame_equal(rows, shuffled[fold])
+        ids = {name: rows.loc[rows["split"] == name, "image_id"] for name in ("train", "validation", "test")}
+        assert sum(map(len, ids.values())) == len(split.frame)
+        assert set(fold_of[ids["test"]]) == {fold} and set(fold_of[ids["validation"]]) == {(fold + 1) % folds}
+        assert fold not in set(fold_of[ids["train"]])
+        groups = [set(group[images]) for images in ids.values()]
+        assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+        if validation * folds >= 1.0:
+            assert (fold + 1) % folds not in set(fold_of[ids["train"]])
+
+
+def test_a_part_of_a_fold_has_its_size_and_classes() -> None:
+    frame = manifest(lesions({"a": 2000, "b": 400, "c": 10}, photos=2))
+    split = make_split(frame, replace(KFOLD, validation=0.07), name="s")
+    labels = frame.set_index("image_id")["label"]
+    for rows in tables_by_fold(split, frame).values():
+        n = rows["split"].value_counts()
+        assert n["validation"] == pytest.approx(0.07 * len(frame), abs=4)
+        assert n["train"] == pytest.approx(0.73 * len(frame), abs=8)
+        counts = labels[rows.loc[rows["split"] == "validation", "image_id"]].value_counts()
+        assert counts["a"] == pytest.approx(280, abs=2) and counts["b"] == pytest.approx(56, abs=2)
+        assert counts["c"] == 2, "two lesions of a fold: one of them validates"
+
+
+def test_a_handwritten_file_of_folds_validates_on_whole_folds() -> None:
+    frame = manifest(lesions({"a": 50}))
+    split = replace(make_split(frame, replace(KFOLD, validation=0.02), name="s"), spec=None)
+    assert [(rows["split"] == "validation").sum() for rows in tables_by_fold(split, frame).values()] == [10] * 5
+
+
+def test_a_holdout_is_left_as_it_is() -> None:
+    frame = manifest(lesions({"a": 30}))
+    split = make_split(frame, HOLDOUT, name="s")
+    tables = tables_by_fold(split, frame)
+    assert list(tables) == [-1]
+    pd.testing.assert_frame_equal(tables[-1], split.frame)
 
 
 def _leaky() -> pd.DataFrame:
@@ -322,8 +368,7 @@ def test_each_fold_beside_test_images_validates_once_and_never_meets_its_groups(
     group = dict(zip(frame["image_id"], leakage_groups(frame), strict=True))
     test = set(frame.loc[frame["given_split"] == "test", "image_id"])
     validated: list[str] = []
-    for fold in range(folds):
-        rows = for_fold(split, fold)
+    for rows in tables_by_fold(split, frame).values():
         ids = {name: set(rows.loc[rows["split"] == name, "image_id"]) for name in ("train", "validation", "test")}
         groups = {name: {group[image] for image in images} for name, images in ids.items()}
         assert ids["test"] == test

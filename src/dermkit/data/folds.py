@@ -1,7 +1,7 @@
 """Folds of a split: of all its images, or of the training images beside test images that are in no fold.
 
-In the first case every image is a test image of its fold. In the second it is a validation image of its fold, and the
-test images are for the ensemble of all folds.
+In the first case every image is a test image of its fold, and at most once a validation image. In the second it is a
+validation image of its fold, and the test images are for the ensemble of all folds.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from dermkit.recipes.schema import SplitSpec
 
 
@@ -31,17 +33,23 @@ def leaves_test_to_ensemble(frame: pd.DataFrame, spec: "SplitSpec | None") -> bo
     return has_test_beside_folds(frame) or (spec is not None and spec.scheme != "kfold" and spec.folds > 0)
 
 
-def rows_for_fold(frame: pd.DataFrame, fold: int, n_folds: int) -> pd.DataFrame:
+def rows_for_fold(
+    frame: pd.DataFrame, fold: int, n_folds: int, validates: "NDArray[np.bool_] | None" = None
+) -> pd.DataFrame:
     """Return a split's rows with train, validation and test in place of its folds. frame: image_id, split, fold.
 
-    Beside test images fold f is validation; else it is test, and fold (f + 1) mod k validation.
+    Beside test images fold f is validation; else it is test, and fold (f + 1) mod k validation, or those of its rows
+    that `validates` says, (n,) (None: all), while the others are for training.
     """
-    is_fold = frame["split"] == "fold"
-    validation_fold = fold if has_test_beside_folds(frame) else (fold + 1) % n_folds
+    is_fold, has_test = frame["split"] == "fold", has_test_beside_folds(frame)
+    validation_fold = fold if has_test else (fold + 1) % n_folds
+    is_validation = is_fold & (frame["fold"] == validation_fold)
+    if validates is not None and not has_test:
+        is_validation &= validates
     rows = frame.copy()
     rows.loc[is_fold, "split"] = "train"
     rows.loc[is_fold & (frame["fold"] == fold), "split"] = "test"
-    rows.loc[is_fold & (frame["fold"] == validation_fold), "split"] = "validation"
+    rows.loc[is_validation, "split"] = "validation"
     return rows
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dermkit.data.folds import fold_numbers, rows_for_fold
+from dermkit.data.folds import fold_numbers, has_test_beside_folds, rows_for_fold
 from dermkit.data.groups import id_groups, leakage_groups
 from dermkit.data.leakage import LINK_TEXTS, find_leakage
 from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
@@ -110,19 +110,18 @@ def check_split(manifest: pd.DataFrame, split: Split, *, allow_leaks: bool = Fal
     return leakage.counts()
 
 
-def for_fold(split: Split, fold: int) -> pd.DataFrame:
-    """Return image_id, split, fold with train, validation and test filled in.
+def tables_by_fold(split: Split, manifest: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """Return per fold the table image_id, split, fold with train, validation and test filled in.
 
-    k folds: fold f is test, fold (f + 1) mod k validation, the others train. Folds beside test images: fold f is
-    validation, the others train, and test stays as it is. Without folds the frame is returned as it is. Raises
-    UsageError for a fold that does not exist.
+    k folds: fold f is test, a part of fold (f + 1) mod k validation (`split.validation` of all images, by group and
+    class, at most the whole fold), the others train. Folds beside test images: fold f is validation, the others train,
+    and test stays as it is. A split without folds is returned as it is, under -1.
     """
     folds = fold_numbers(split.frame)
     if not folds:
-        return split.frame.copy()
-    if fold not in folds:
-        raise UsageError(f"split {split.name}: there is no fold {fold}", remedy=f"choose 0 to {folds[-1]}")
-    return rows_for_fold(split.frame, fold, len(folds))
+        return {-1: split.frame.copy()}
+    validates = _validation_rows(split, manifest, len(folds))
+    return {fold: rows_for_fold(split.frame, fold, len(folds), validates) for fold in folds}
 
 
 def is_automatic_split(name: str) -> bool:
@@ -380,6 +379,28 @@ def _divide_pool(
 ) -> NDArray[np.object_]:
     split_index = stratified_group_split(draft.label[pool], draft.group_ids[pool], fractions, seed)
     return np.array(names, dtype=object)[split_index]
+
+
+def _validation_rows(split: Split, manifest: pd.DataFrame, n_folds: int) -> _Bools:
+    """Return (n,) which rows of a split of k folds validate the net of the fold before theirs.
+
+    Each class of a fold with two groups is in both parts. A fold of one group validates whole, and so does every fold
+    of a hand-written file, which says no fraction.
+    """
+    validates = np.ones(len(split.frame), bool)
+    fraction = 1.0 if split.spec is None else split.spec.validation * n_folds
+    if fraction >= 1.0 - 1e-9 or has_test_beside_folds(split.frame):
+        return validates
+    in_split = manifest[manifest["image_id"].isin(split.frame["image_id"])].sort_values("image_id")
+    labels = pd.factorize(in_split["label"], sort=True)[0].astype(np.int64)
+    groups, folds = leakage_groups(in_split), split.frame["fold"].to_numpy()
+    seed = 0 if split.spec is None else split.spec.seed
+    for fold in range(n_folds):
+        rows = np.flatnonzero(folds == fold)
+        is_train = stratified_group_split(labels[rows], groups[rows], [1.0 - fraction, fraction], seed) == 0
+        if not is_train.all():
+            validates[rows] = ~is_train
+    return validates
 
 
 # Checking a split

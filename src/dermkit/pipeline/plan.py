@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dermkit.data.folds import fold_numbers, leaves_test_to_ensemble
+from dermkit.data.folds import leaves_test_to_ensemble
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
-from dermkit.data.split import Split, for_fold
+from dermkit.data.split import Split, tables_by_fold
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.models.metadata import fit_metadata
@@ -234,17 +234,16 @@ def make_plans(recipe: Recipe, dataset: Dataset, split: str | Split | None, mach
     }
     input_hashes |= {} if teacher is None else {"teacher": teacher.sha256}
     recipe_hash = recipe_fingerprint(recipe, **input_hashes)
-    folds = fold_numbers(split_rows) or [-1]
-    tables_by_fold = {fold: for_fold(chosen_split, fold) if fold >= 0 else split_rows for fold in folds}
+    tables = tables_by_fold(chosen_split, dataset.manifest)
     leaves_test = leaves_test_to_ensemble(split_rows, chosen_split.spec)
-    seals = {fold: _seals_of(dataset, table, leaves_test) for fold, table in tables_by_fold.items()}
-    _check_tables(recipe, dataset, chosen_split.name, tables_by_fold.values(), teacher)
+    seals = {fold: _seals_of(dataset, table, leaves_test) for fold, table in tables.items()}
+    _check_tables(recipe, dataset, chosen_split.name, tables.values(), teacher)
     return [
         RunPlan(
             recipe=recipe,
             dataset=dataset,
             split=chosen_split,
-            split_table=tables_by_fold[fold],
+            split_table=table,
             weights=weights,
             seed=seed,
             fold=fold,
@@ -256,7 +255,7 @@ def make_plans(recipe: Recipe, dataset: Dataset, split: str | Split | None, mach
             teacher=teacher,
         )
         for seed in range(recipe.seed, recipe.seed + recipe.repeats)
-        for fold in folds
+        for fold, table in tables.items()
     ]
 
 

@@ -86,7 +86,8 @@ class SplitSpec:
     """Random seed of the division, apart from that of training."""
     validation: float
     """Fraction of the images for validation, with `holdout`; with a given scheme, of the published training images.
-    With folds each fold is validation once, whatever stands here."""
+    With `kfold` a part of the next fold, of this fraction of all images, validates a fold's net; 1 / folds or more is
+    that whole fold. With folds beside test images each fold is validation once, whatever stands here."""
     test: float
     """Fraction of the images for test, with `holdout` alone; a given scheme keeps the published test images, and with
     `kfold` each fold is the test split once."""

@@ -53,6 +53,7 @@ NETS_AUROC_METHOD = "score interval, DeLong's variance within each net"
 PERFECT_METHOD = "score interval, Hanley and McNeil's variance"
 MEAN_METHOD = "mean of independent proportions"
 CORRELATED_MEAN_METHOD = "mean of proportions that covary by group"
+NO_NET_OF_BOTH = "no net scored both an image of {} and another"
 WALD_METHOD = "maximum likelihood, Wald"
 
 
@@ -233,9 +234,8 @@ class _SplitMetrics:
         )
         for metric, values in self.point_estimates.binary.items():
             value = float(values[0])
-            missing_reason = self._class_table_reason() or self._one_class_reason(n_positive)
             estimate = (
-                undefined_estimate(n, missing_reason)
+                undefined_estimate(n, self._binary_reason(n_positive))
                 if np.isnan(value)
                 else self._bootstrap_estimate(metric, value, n)
             )
@@ -391,6 +391,11 @@ class _SplitMetrics:
         quantifier = "every" if self.scored_set.malignant_classes.any() else "no"
         return f"{quantifier} class is malignant in the class table, so there are not two sides"
 
+    def _binary_reason(self, n_positive: int) -> str:
+        """Return why a figure of malignant against the rest is undefined."""
+        reason = self._class_table_reason() or self._one_class_reason(n_positive)
+        return reason or NO_NET_OF_BOTH.format("a malignant class")
+
     def _one_class_reason(self, n_positive: int) -> str:
         if 0 < n_positive < len(self.scored_set.y_true):
             return ""
@@ -404,7 +409,7 @@ class _SplitMetrics:
         if n_positive == len(self.scored_set.y_true) and view != "precision":
             return f"every image is of {class_name}"
         if view in ("auroc", "average_precision") and self.scored_set.nets is not None:
-            return f"no net scored both an image of {class_name} and another"
+            return NO_NET_OF_BOTH.format(class_name)
         is_called = self._labels_and_calls(column)[1]
         return f"{'every' if is_called.all() else 'no'} image was predicted as {class_name}"
 
