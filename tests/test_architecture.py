@@ -23,7 +23,7 @@ LEVELS = {
     "cli": 10,
     "pipeline": 9,
     "reporting": 8,
-    "evaluation": 7, "comparison": 7, "explanation": 7, "perturbation": 7,
+    "evaluation": 7, "comparison": 7, "explanation": 7, "perturbation": 7, "export": 7,
     "training": 6, "prediction": 6,
     "audit": 5, "lint": 5, "models": 5, "runs": 5,
     "data": 4,
@@ -36,6 +36,7 @@ LEVELS = {
 FOLDERS = {
     "metrics": ("stats", "classification", "decisions"),
     "data": ("", "importers cache synthetic"),
+    "models": ("", "engines"),
     "audit": ("scan", "near_duplicates checks", ""),
     "training": ("augment distributed", ""),
 }
@@ -52,6 +53,7 @@ TORCH_ROOMS = (
     "models.heads", "models.size_limit", "models.view_pixels", "models.training_features_file", "training",
     "prediction.predictor", "prediction.model_folder",
     "explanation.layers", "explanation.heat_maps", "explanation.random_nets", "explanation.model_maps",
+    "models.engines.graph", "models.engines.scoring",
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dermkit.data.split import Split, load_split
     from dermkit.evaluation.options import EvaluationOptions
     from dermkit.explanation.run import ExplainOutcome, explain
+    from dermkit.export.run import ExportOutcome, export_model
     from dermkit.images.decode import LesionImage, open_image
     from dermkit.images.preprocess import Preprocessing, resize_pixels
     from dermkit.perturbation.run import CounterfactualOutcome, counterfactuals
@@ -64,6 +65,7 @@ _NAMES = {
     "data.split": "Split load_split",
     "evaluation.options": "EvaluationOptions",
     "explanation.run": "ExplainOutcome explain",
+    "export.run": "ExportOutcome export_model",
     "images.decode": "LesionImage open_image",
     "images.preprocess": "Preprocessing resize_pixels",
     "perturbation.run": "CounterfactualOutcome counterfactuals",
@@ -93,15 +95,15 @@ _NAMES = {
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
-    "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison", "CounterfactualOutcome",
-    "Dataset", "DatasetPlan", "EvaluationOptions", "ExplainOutcome", "ImportOptions", "ImportOutcome", "LesionClass",
-    "LesionImage", "Phase", "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe",
-    "RunSettings", "Seal", "Split", "SplitSpec", "Tile", "audit_codes", "audit_dataset", "augment_image",
-    "check_external", "compare", "compare_runs", "contact_sheet", "counterfactuals", "evaluate", "explain",
-    "find_grid", "find_lr", "find_preset", "find_recipe", "find_split_seal", "full_phase", "head_phase",
-    "import_dataset", "ladder",
-    "load_dataset", "load_model", "load_recipe", "load_split", "make_grid", "open_image", "plan", "predict",
-    "read_metrics", "report", "resize_pixels", "save_recipe", "split", "train", "train_auto", "tune",
+    "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison",
+    "CounterfactualOutcome", "Dataset", "DatasetPlan", "EvaluationOptions", "ExplainOutcome", "ExportOutcome",
+    "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase", "PredictOutcome", "Predictor",
+    "Preprocessing", "Progress", "RateSearch", "Recipe", "RunSettings", "Seal", "Split", "SplitSpec", "Tile",
+    "audit_codes", "audit_dataset", "augment_image", "check_external", "compare", "compare_runs", "contact_sheet",
+    "counterfactuals", "evaluate", "explain", "export_model", "find_grid", "find_lr", "find_preset", "find_recipe",
+    "find_split_seal", "full_phase", "head_phase", "import_dataset", "ladder", "load_dataset", "load_model",
+    "load_recipe", "load_split", "make_grid", "open_image", "plan", "predict", "read_metrics", "report",
+    "resize_pixels", "save_recipe", "split", "train", "train_auto", "tune",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from dermkit.cli.data import audit_command, import_command, split_command
 from dermkit.cli.ensemble import ensemble_command
 from dermkit.cli.examples import examples_text
 from dermkit.cli.explain import explain_command
+from dermkit.cli.export import export_command
 from dermkit.cli.find_lr import find_lr_command
 from dermkit.cli.ladder import ladder_command
 from dermkit.cli.predict import predict_command
@@ -125,6 +126,11 @@ app.command(
     help="Predict new images: probabilities, decisions, sheets of pictures. Interrupted, it continues if repeated.",
     epilog=examples_text("predict"),
 )(predict_command)
+app.command(
+    "export",
+    help="Write a model as ONNX or OpenVINO files that other tools run, compared with the model on real images first.",
+    epilog=examples_text("export"),
+)(export_command)
 app.command(
     "explain",
     help="Show where a model finds evidence for a class: heat maps over images, with checks that they mean something.",

@@ -108,6 +108,16 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "another operating point, and the least certain fifth referred to a person",
         ),
     ),
+    "export": (
+        (
+            "dermkit export runs/RUN --to onnx --out exported",
+            "one file a net, which ONNX Runtime and many others load",
+        ),
+        (
+            "dermkit export MODEL --to openvino --out exported --images photos",
+            "for Intel processors; the numbers are compared on these images",
+        ),
+    ),
     "explain": (
         ("dermkit explain runs/quick/RUN NEW_PHOTOS --out maps", "where evidence for the predicted classes lies"),
         (

@@ -35,6 +35,15 @@ MetadataTableOption = Annotated[
 ]
 
 
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        help="What runs the nets: torch, onnxruntime, openvino, or auto, the fastest that is installed and gives "
+        "torch's numbers (docs/predict.md)."
+    ),
+]
+
+
 def predict_command(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns such as 'photos/*.jpg'.")],
@@ -67,6 +76,7 @@ def predict_command(
             help="Give no answer in decisions.csv for images outside the training distribution.",
         ),
     ] = False,
+    engine: EngineOption = "torch",
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
     old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:
@@ -78,7 +88,7 @@ def predict_command(
         outcome = run_predict(
             model, images, out=out, batch_size=batch_size, workers=workers, cache=cache, device=device,
             restart=restart, target=target, coverage=coverage, raw=raw, metadata=metadata,
-            withhold_outside=withhold_outside, progress=progress,
+            withhold_outside=withhold_outside, engine=engine, progress=progress,
         )  # fmt: skip
     _print_prediction_summary(outcome, out)
     exit_with_refused([reason for _, reason, _ in outcome.rejected_images], out / "refused.csv")

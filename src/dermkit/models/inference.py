@@ -8,7 +8,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.members import MemberFields, distinct_resizings, mean_probabilities
 from dermkit.models.precision import is_out_of_memory
-from dermkit.models.view_pixels import view_of
+from dermkit.models.view_pixels import check_pixels, view_of
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.threads import ordered_map
 
@@ -181,8 +181,7 @@ class InferenceEngine:
         return probabilities, None if features is None else np.asarray(features.float().cpu().numpy())
 
     def _inputs(self, batch: NDArray[np.uint8]) -> Tensor:
-        if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
-            raise DataError(f"batch is {batch.shape} {batch.dtype}, expected (N, S, S, 3) uint8")
+        check_pixels(batch)
         if self.device.type != "cpu":
             return normalise_on_device(torch.from_numpy(batch).to(self.device), self._preprocessing)
         return normalise_by_table(batch, self._tables)
@@ -228,6 +227,20 @@ class InferenceEngine:
         )
 
 
+class NetEngine(Protocol):
+    """What scores the pixels of one net: torch, or another engine."""
+
+    device: torch.device
+    net_variant: str
+    max_batch_size: int
+
+    def score(
+        self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
+    ) -> tuple[NDArray[np.float64], Features]:
+        """Return probabilities (N, K) and features (N, C), as `InferenceEngine` does."""
+        ...
+
+
 PixelBatch = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 """Resized pixels (N, S, S, 3) of images; where members of a model resize in several ways, an array for each way."""
 
@@ -238,7 +251,7 @@ class EnsembleEngine:
     members: of each engine, what is done with its probabilities, and how its pixels were resized.
     """
 
-    def __init__(self, engines: Sequence[InferenceEngine], members: Sequence[MemberFields]) -> None:
+    def __init__(self, engines: Sequence[NetEngine], members: Sequence[MemberFields]) -> None:
         self.engines, self.members = tuple(engines), tuple(members)
         self.device = engines[0].device
         resizings, self._resizing_of_member = distinct_resizings(self.members)

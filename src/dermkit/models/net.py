@@ -66,8 +66,9 @@ class Net(nn.Module):
     def classify(self, features: Tensor, metadata: Tensor | None = None) -> Tensor:
         """Return logits (N, K) of pooled features (N, C); metadata: as `forward` takes it."""
         if self.n_metadata:
-            unknown = features.new_zeros(len(features), self.n_metadata)
-            features = torch.cat([features, unknown if metadata is None else metadata], dim=1)
+            # `shape[0]`, not `len`: a trace for any number of images must not take it for a constant.
+            second_input = features.new_zeros(features.shape[0], self.n_metadata) if metadata is None else metadata
+            features = torch.cat([features, second_input], dim=1)
         logits: Tensor = self.head(features)
         return logits
 

@@ -38,11 +38,13 @@ from dermkit.models.card import (
 )
 from dermkit.models.card_fields import read_broken_guarantees, read_card_classes, read_card_policy
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified
+from dermkit.models.engines.scoring import SessionEngine
 from dermkit.models.inference import (
     EnsembleEngine,
     Features,
     InferenceEngine,
     Metadata,
+    NetEngine,
     PixelBatch,
     default_batch_size,
     parallel_batches,
@@ -91,7 +93,7 @@ class Predictor:
     policy fitted on validation images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the
     images that the training used, from the bytes that were verified. broken_guarantees: those that the test images
     broke, as the model says. training_features: what each net's training images look like to it, None where the folder
-    holds none.
+    holds none. session_engines: what runs each net in place of torch; () = torch.
     """
 
     folder: Path
@@ -105,6 +107,7 @@ class Predictor:
     training_images: tuple[tuple[str, str, str], ...] = ()
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
     training_features: tuple[ReferenceFeatures | None, ...] = ()
+    session_engines: tuple[SessionEngine, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -138,9 +141,9 @@ class Predictor:
         return self.members[0].preprocessing
 
     @cached_property
-    def engine(self) -> InferenceEngine | EnsembleEngine:
+    def engine(self) -> NetEngine | EnsembleEngine:
         """Return the net prepared for fast float32 inference; made at first use, which runs it on test pictures."""
-        engines = [
+        engines: list[NetEngine] = list(self.session_engines) or [
             InferenceEngine(net, member.preprocessing, self.progress.say, views=member.views)
             for net, member in zip(self.nets, self.members, strict=True)
         ]
@@ -158,9 +161,9 @@ class Predictor:
         batch: of a model whose nets resize in several ways an array for each of `resizings`. metadata: a row for each
         image with the columns age, sex and site that the model takes, "" = unknown; None = all unknown.
         """
-        return self._outputs((batch, encode_for_members(self.members, metadata)))[0]
+        return self.outputs((batch, encode_for_members(self.members, metadata)))[0]
 
-    def _outputs(
+    def outputs(
         self, batch: tuple[PixelBatch, Sequence[Metadata]], names: Sequence[str] = ()
     ) -> tuple[NDArray[np.float64], list[Features]]:
         """Return the probabilities of a batch and each net's features (N, C), from one pass.
@@ -178,7 +181,7 @@ class Predictor:
         self, batch: tuple[PixelBatch, Sequence[Metadata]], names: Sequence[str] = ()
     ) -> tuple[NDArray[np.float64], Distances | None]:
         """Return the probabilities of a batch, and how far its images lie from the training images."""
-        probabilities, features = self._outputs(batch, names)
+        probabilities, features = self.outputs(batch, names)
         return probabilities, self.outlier_test.distances(features)
 
     @property
@@ -188,7 +191,7 @@ class Predictor:
 
     def features(self, batch: PixelBatch) -> list[Features]:
         """Return each net's features (N, C) float32 of resized pixels, as in `probabilities`."""
-        return self._outputs((batch, encode_for_members(self.members, None)))[1]
+        return self.outputs((batch, encode_for_members(self.members, None)))[1]
 
     def select_policy(self, *, target: str | None = None, coverage: float | None = None) -> ActivePolicy | None:
         """Return the decision policy, to `apply` to `probabilities`; None where the model has none.

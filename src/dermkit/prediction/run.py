@@ -68,6 +68,7 @@ class PredictOptions:
     raw: bool = False
     metadata: "Path | pd.DataFrame | None" = None
     withhold_outside: bool = False
+    engine: str = "torch"
 
 
 def predict(
@@ -85,6 +86,7 @@ def predict(
     raw: bool = False,
     metadata: "Path | pd.DataFrame | None" = None,
     withhold_outside: bool = False,
+    engine: str = "torch",
     progress: Progress | None = None,
 ) -> PredictOutcome:
     """Score images with a model folder: predictions.csv, decisions.csv, refused.csv, predict.json, sheet-*.png.
@@ -95,7 +97,8 @@ def predict(
     "sensitivity=.95". coverage: fraction of images to answer, the others are referred. raw: names that a spreadsheet
     would compute stay as they are. metadata: age, sex and site of the images, for a model that takes them: a table with
     the column `image` (docs/predict.md); None = unknown. withhold_outside: decisions.csv holds no answer for images
-    outside the training distribution.
+    outside the training distribution. engine: torch, onnxruntime, openvino, or auto, the fastest of those that are
+    installed and give torch's numbers (docs/predict.md).
 
     Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out`, the policy has
     no such target or coverage, or the model cannot tell which images to withhold an answer for, `DataError` where no
@@ -103,7 +106,7 @@ def predict(
     """
     options = PredictOptions(
         batch_size, workers or cpu_count(), cache, device, restart, target, coverage, raw, metadata,
-        withhold_outside,
+        withhold_outside, engine,
     )  # fmt: skip
     with _naming_saved_work(out):
         return _predict(model, images, out, options, progress or Progress())
@@ -149,6 +152,7 @@ def _with_saved_work(error: ResourceError, out: Path) -> ResourceError:
 def _predict(
     model: Path, images: Sequence[str], out: Path, options: PredictOptions, progress: Progress
 ) -> PredictOutcome:
+    from dermkit.prediction.engine_choice import select_engine
     from dermkit.prediction.predictor import load_model
 
     check_model_folder(model)
@@ -156,6 +160,7 @@ def _predict(
     if not has_unfinished_job(out):
         check_output(out, marker=PREDICT_FILE, description="a folder of predictions")
     predictor = load_model(model, device=options.device, progress=progress)
+    predictor = select_engine(predictor, options.engine, threads=options.workers, progress=progress)
     policy = predictor.select_policy(target=options.target, coverage=options.coverage)
     if options.withhold_outside:
         check_can_withhold(predictor.outlier_test, has_policy=policy is not None)

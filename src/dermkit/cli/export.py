@@ -1,0 +1,32 @@
+"""Export a model to files that other tools run, as a command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermkit.cli.console import OutOption, echo, progress_bar
+
+
+def export_command(
+    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    to: Annotated[str, typer.Option("--to", help="onnx (ONNX Runtime and many others) or openvino.")],
+    out: OutOption,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--images",
+            help="Images to compare the exported net with the model on (default: the run's validation images). May be "
+            "repeated.",
+        ),
+    ] = None,
+) -> None:
+    from dermkit.export.run import export_model
+
+    with progress_bar() as progress:
+        outcome = export_model(model, to=to, out=out, images=images or [], progress=progress)
+    for sentence in outcome.parity.sentences():
+        echo(sentence)
+    for path in outcome.nets:
+        echo(str(path))
+    echo("Research use only. Not a medical device.")

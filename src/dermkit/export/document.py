@@ -1,0 +1,156 @@
+"""What stands beside the exported nets: export.json, README.md, and the same in short inside each net's file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dermkit.errors import UntrustedError
+from dermkit.files import JsonFile, sha256_file
+from dermkit.models.card import EVALUATION_FIELD, POLICY_FIELDS, RESEARCH_ONLY, markdown
+from dermkit.models.engines.sessions import (
+    FEATURES_OUTPUT,
+    LOGITS_OUTPUT,
+    METADATA_INPUT,
+    PIXELS_INPUT,
+    PROBABILITIES_OUTPUT,
+)
+from dermkit.models.members import MemberFields
+
+if TYPE_CHECKING:
+    from dermkit.prediction.predictor import Predictor
+
+EXPORT = JsonFile("export.json", 1, error=UntrustedError)
+README_FILE = "README.md"
+
+ONNX_FORMAT, OPENVINO_FORMAT = "onnx", "openvino"
+SUFFIXES: Mapping[str, tuple[str, ...]] = {ONNX_FORMAT: (".onnx",), OPENVINO_FORMAT: (".xml", ".bin")}
+"""Format -> the endings of a net's files; the first is the one that is opened."""
+
+_PIXELS_TEXT = (
+    "RGB pixels (N, S, S, 3), uint8, 0 to 255, of images resized as `preprocessing` says; the division, mean and "
+    "standard deviation there are inside the net"
+)
+_OUTPUT_TEXTS = {
+    PROBABILITIES_OUTPUT: "(N, K) float32: the mean over the views of the softmax of their logits",
+    LOGITS_OUTPUT: "(N, V, K) float32: of each test-time view",
+    FEATURES_OUTPUT: "(N, C) float32: the backbone's pooled features of the first view",
+}
+_STEPS = (
+    "each net's `probabilities`; better: softmax of its `logits` in float64, and the mean over views",
+    "where the net has a `calibration`: softmax(log p / temperature + bias)",
+    "its columns in the order of `class_order`: column k of the model is column class_order[k] of the net",
+    "the mean over the nets, weighted by `weight`: the probabilities, in the order of `classes`",
+    'for decisions: softmax(log p / temperature + bias) with the `calibration` of `policy` (kind "none": p as it is)',
+    "the sum over the malignant classes is at least the `threshold` of an operating point: positive",
+)
+
+
+def net_file(number: int, exported: str) -> str:
+    """Return the name of the file that is opened to load a net. exported: `onnx` or `openvino`."""
+    return f"net-{number}{SUFFIXES[exported][0]}"
+
+
+def export_json(
+    predictor: "Predictor", exported: str, folder: Path, *, parity: Mapping[str, Any], versions: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the content of export.json. folder: where the nets' files are. parity: the comparison with torch."""
+    card = predictor.card
+    return {
+        "notice": RESEARCH_ONLY,
+        "exported_to": exported,
+        "classes": [asdict(lesion_class) for lesion_class in predictor.classes],
+        "nets": [_net_json(member, number, exported, folder) for number, member in enumerate(predictor.members)],
+        "steps": list(_STEPS),
+        "policy": {name: card[name] for name in POLICY_FIELDS if name in card},
+        EVALUATION_FIELD: card.get(EVALUATION_FIELD),
+        "recipe": {name: card["recipe"].get(name) for name in ("name", "about")},
+        "dataset": card["dataset"],
+        "weights": card["weights"],
+        "model_sha256": predictor.sha256,
+        "versions": {**versions, "trained_with": card.get("versions")},
+        "parity": dict(parity),
+    }
+
+
+def _net_json(member: MemberFields, number: int, exported: str, folder: Path) -> dict[str, Any]:
+    stem = Path(net_file(number, exported)).stem
+    files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES[exported]]
+    inputs = {PIXELS_INPUT: _PIXELS_TEXT}
+    if member.metadata is not None:
+        inputs[METADATA_INPUT] = (
+            f"(N, {member.metadata.width}) float32: encoded age, sex and site; a row of zeros says that all are unknown"
+        )
+    calibration = member.calibration
+    return {
+        "file": files[0].name,
+        "files": {path.name: {"sha256": sha256_file(path), "n_bytes": path.stat().st_size} for path in files},
+        "backbone": member.spec["backbone"],
+        "inputs": inputs,
+        "outputs": dict(_OUTPUT_TEXTS),
+        "preprocessing": asdict(member.preprocessing),
+        "views": list(member.views),
+        "metadata": None if member.metadata is None else member.metadata.as_dict(),
+        "calibration": None if calibration is None else asdict(calibration),
+        "class_order": list(member.class_order),
+        "weight": member.weight,
+    }
+
+
+def net_properties(predictor: "Predictor", number: int) -> dict[str, str]:
+    """Return what a net's file says of itself: name -> text, JSON where it is more than a word."""
+    member = predictor.members[number]
+    names = predictor.class_names
+    columns = {column: names[place] for place, column in enumerate(member.class_order)}
+    malignant = [entry.name for entry in predictor.classes if entry.malignancy == "malignant"]
+    return {
+        "notice": RESEARCH_ONLY,
+        "classes": json.dumps([columns[column] for column in range(len(names))], ensure_ascii=False),
+        "malignant_classes": json.dumps(malignant, ensure_ascii=False),
+        "preprocessing": json.dumps(asdict(member.preprocessing)),
+        "views": json.dumps(list(member.views)),
+        "pixels": _PIXELS_TEXT,
+        **_OUTPUT_TEXTS,
+        "backbone": str(member.spec["backbone"]),
+        "model_sha256": predictor.sha256,
+        "see": f"{EXPORT.name}: calibration, operating points, decision policy, the other nets",
+    }
+
+
+def net_description(predictor: "Predictor") -> str:
+    """Return one sentence for the reader of a net's file."""
+    return (
+        f"A skin-lesion image classifier of {len(predictor.classes)} classes, exported by dermkit: resized RGB pixels "
+        f"in, class probabilities out. {RESEARCH_ONLY}"
+    )
+
+
+def readme_text(predictor: "Predictor", content: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
+    """Return README.md of an exported folder. content: of export.json."""
+    classes = "\n".join(
+        f"| {number} | {markdown(entry.name)} | {markdown(entry.malignancy)} |"
+        for number, entry in enumerate(predictor.classes)
+    )
+    nets = "\n".join(f"- `{net['file']}`: {markdown(net['backbone'])}" for net in content["nets"])
+    steps = "\n".join(f"{number}. {step}" for number, step in enumerate(content["steps"], start=1))
+    parity, warning_lines = content["parity"], "".join(f"{markdown(warning)}\n" for warning in warnings)
+    return f"""# {markdown(content["recipe"]["name"] or "A model")}, exported to {content["exported_to"]}
+
+**{RESEARCH_ONLY}**
+{warning_lines}
+{nets}
+- `{EXPORT.name}`: preprocessing, classes, calibration, operating points, decision policy, versions, checksums
+- `MODEL_CARD.md`: what the model is, what it was trained on, how it did
+
+| column | class | counted as |
+|---|---|---|
+{classes}
+
+From an image to a decision (`{EXPORT.name}` has the numbers):
+
+{steps}
+
+On {parity["n_images"]} images ({parity["images"]}) no probability differed from torch's by more than
+{parity["max_probability_difference"]:.2g}.
+"""

@@ -1,0 +1,187 @@
+"""Export a model: its nets as ONNX or OpenVINO files, what they mean as JSON, compared with torch before they stay."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dermkit.errors import UsageError, did_you_mean
+from dermkit.export.document import (
+    EXPORT,
+    ONNX_FORMAT,
+    OPENVINO_FORMAT,
+    README_FILE,
+    SUFFIXES,
+    export_json,
+    net_description,
+    net_file,
+    net_properties,
+    readme_text,
+)
+from dermkit.files import (
+    TEMP_PREFIX,
+    check_output,
+    check_writable,
+    make_folder,
+    output_errors,
+    sync_folder,
+    write_bytes,
+    write_text,
+)
+from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, card_text
+from dermkit.models.checksums import write_checksums
+from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
+from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from dermkit.prediction.locate import check_model_folder
+from dermkit.prediction.parity import ParityReport, compare_nets
+from dermkit.prediction.parity_images import check_usable, choose_images
+from dermkit.progress import Progress
+
+if TYPE_CHECKING:
+    from dermkit.prediction.predictor import Predictor
+
+_PACKAGES = {
+    ONNX_FORMAT: ("onnx", "onnxscript", "onnxruntime"),
+    OPENVINO_FORMAT: ("onnx", "onnxscript", "openvino"),
+}
+_NOT_HERE = {
+    "torchscript": "PyTorch has deprecated it in favour of what ONNX is written with",
+    "tflite": "its converter for torch nets writes a net for one fixed number of images alone",
+}
+"""Formats that are asked for, and why there is no export to them (docs/decisions/0018-engines-and-export.md)."""
+
+
+@dataclass(frozen=True)
+class ExportOutcome:
+    """An exported folder, the file of each net in it, and its comparison with torch."""
+
+    folder: Path
+    nets: tuple[Path, ...]
+    parity: ParityReport
+
+
+def export_model(
+    model: Path, *, to: str, out: Path, images: Sequence[str] = (), progress: Progress | None = None
+) -> ExportOutcome:
+    """Write the nets of a model folder as files that other tools run, and compare them with torch first.
+
+    to: "onnx" or "openvino". out: a new folder, or one of an earlier export, which is replaced at the end. images:
+    files, folders or patterns to compare on; () = validation images of the model's run, or drawn lesions where these
+    are not at hand. Whatever fails, nothing is left in `out`, and an earlier export stays.
+
+    Raises `UsageError` for another format, a package that is absent or too old, and a net that the format cannot hold;
+    `UntrustedError` for a changed model, and where the exported nets do not give what torch gives; `DataError` where no
+    image could be used; `OutputError`.
+    """
+    say = (progress or Progress()).say
+    _check_format(to)
+    check_packages(_PACKAGES[to], purpose=f"export --to {to}", extra="export")
+    check_model_folder(model)
+    check_output(out, marker=EXPORT.name, description="an exported model")
+    parity_images = choose_images(model, images)
+    from dermkit.prediction.predictor import load_model
+
+    predictor = load_model(model, progress=progress)
+    check_usable(parity_images, predictor.resizings)
+    with _scratch_folder(out) as scratch:
+        for number in range(len(predictor.nets)):
+            say(f"writing net {number + 1} of {len(predictor.nets)} as {to}")
+            _write_net(predictor, number, to, scratch)
+        report = compare_nets(predictor, open_sessions(scratch, to, len(predictor.nets)), parity_images)
+        report.check(to)
+        _write_documents(predictor, to, scratch, report)
+        _replace(out, scratch)
+    files = tuple(out / net_file(number, to) for number in range(len(predictor.nets)))
+    return ExportOutcome(out, files, report)
+
+
+def _check_format(to: str) -> None:
+    if to in SUFFIXES:
+        return
+    reason = f": {_NOT_HERE[to]}" if to in _NOT_HERE else did_you_mean(to, SUFFIXES)
+    raise UsageError(
+        f"--to {to}: there is no export to this format{reason}",
+        outcome="nothing was written",
+        remedy=f"one of {', '.join(SUFFIXES)}",
+    )
+
+
+def _write_net(predictor: "Predictor", number: int, to: str, folder: Path) -> None:
+    """Write one net; OpenVINO's own converter reports every use to its maker, so it reads the ONNX file."""
+    from dermkit.models.engines.graph import onnx_bytes
+
+    member, properties = predictor.members[number], net_properties(predictor, number)
+    path = folder / net_file(number, ONNX_FORMAT)
+    content = onnx_bytes(
+        predictor.nets[number], member.preprocessing, member.views, properties=properties,
+        description=net_description(predictor),
+    )  # fmt: skip
+    write_bytes(path, content)
+    if to == ONNX_FORMAT:
+        return
+    openvino = load_openvino()
+    graph = openvino.Core().read_model(str(path))
+    for name, text in properties.items():
+        graph.set_rt_info(text, ["dermkit", name])
+    with output_errors(folder):
+        # Its default would round the weights to 16 bits.
+        openvino.save_model(graph, str(folder / net_file(number, to)), compress_to_fp16=False)
+        path.unlink()
+
+
+def open_sessions(folder: Path, exported: str, n_nets: int) -> list[Session]:
+    """Return the nets of an exported folder, ready to run."""
+    paths = [folder / net_file(number, exported) for number in range(n_nets)]
+    if exported == ONNX_FORMAT:
+        return [OnnxRuntimeSession(path) for path in paths]
+    return [OpenVinoSession(path, n_threads=1) for path in paths]
+
+
+def _write_documents(predictor: "Predictor", to: str, folder: Path, report: ParityReport) -> None:
+    from dermkit.prediction.model_folder import runtime_versions
+
+    packages = {package: installed_version(package) or "" for package in _PACKAGES[to]}
+    content = export_json(
+        predictor, to, folder, parity=report.as_dict(), versions={**runtime_versions(), **packages}
+    )
+    EXPORT.write(folder, content)
+    evaluation = predictor.card.get(EVALUATION_FIELD) or {}
+    broken = [str(entry.get("sentence", "")) for entry in evaluation.get("broken_guarantees", ())]
+    write_text(folder / README_FILE, readme_text(predictor, content, broken))
+    write_text(folder / MODEL_CARD_FILE, card_text(predictor.card))
+    write_checksums(folder)
+
+
+@contextmanager
+def _scratch_folder(out: Path) -> Iterator[Path]:
+    """Yield a new folder beside `out`, on the same file system, which is gone after the block."""
+    parent = make_folder(out.absolute().parent)
+    check_writable(parent)
+    with output_errors(parent):
+        scratch = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(out: Path, scratch: Path) -> None:
+    """Put a finished folder in the place of `out`; what was there is an earlier export or empty."""
+    with output_errors(out):
+        scratch.chmod(0o755)
+        if out.is_dir():
+            earlier = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=out.absolute().parent))
+            out.rename(earlier / out.name)
+            try:
+                scratch.rename(out)
+            except OSError:
+                (earlier / out.name).rename(out)
+                raise
+            finally:
+                shutil.rmtree(earlier, ignore_errors=True)
+        else:
+            scratch.rename(out)
+        sync_folder(out.absolute().parent)

@@ -1,0 +1,73 @@
+"""The packages of export and of inference engines: which are installed, and their telemetry, which is switched off.
+
+ONNX Runtime (since 1.29 on every system) and OpenVINO report use to their makers unless told otherwise, OpenVINO
+already as it is imported. dermkit sends nothing, so both are loaded here alone, when they are needed.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import MappingProxyType
+from typing import Any
+
+from dermkit.errors import UsageError
+
+OLDEST_VERSIONS: Mapping[str, str] = MappingProxyType(
+    {"onnx": "1.17", "onnxscript": "0.5", "onnxruntime": "1.20", "openvino": "2025.0"}
+)
+"""Package -> its oldest version that dermkit takes, as in pyproject.toml."""
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed package, None where it is not installed. Nothing is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def check_packages(packages: Sequence[str], *, purpose: str, extra: str) -> None:
+    """Raise `UsageError` for the first package of `OLDEST_VERSIONS` that is absent or too old.
+
+    purpose: what needs it, for the message. extra: of dermkit, which installs it.
+    """
+    for package in packages:
+        present, oldest = installed_version(package), OLDEST_VERSIONS[package]
+        if present is not None and _numbers(present) >= _numbers(oldest):
+            continue
+        problem = "is not installed" if present is None else f"{present} is too old: {oldest} or newer is needed"
+        raise UsageError(
+            f"{purpose}: the package {package} {problem}",
+            outcome="nothing was written",
+            remedy=f"pip install 'dermkit[{extra}]'; without it, `dermkit predict` scores images with torch",
+        )
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+
+def load_onnxruntime() -> Any:
+    """Return the module onnxruntime, its telemetry off unless the environment asks for it."""
+    # Read once, as the library starts: no later call stops its first report (microsoft/onnxruntime#25573).
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    if os.environ["ORT_DISABLE_TELEMETRY"] == "1":
+        onnxruntime.disable_telemetry_events()  # of its builds for Windows, which do not read the environment
+    return onnxruntime
+
+
+def load_openvino() -> Any:
+    """Return the module openvino, without its telemetry.
+
+    It reports its import and every conversion by the package openvino_telemetry, and takes an empty stand-in of its own
+    where that cannot be imported. Its own switch, opt_in_out, would write into the user's home folder.
+    """
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: cannot be imported
+    import openvino
+
+    return openvino

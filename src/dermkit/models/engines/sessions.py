@@ -1,0 +1,112 @@
+"""A net in a file, run by ONNX Runtime or OpenVINO on the CPU in float32. Without torch.
+
+Shapes: N images of S x S pixels, V test-time views, C features of an image, K classes, M columns of metadata.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermkit.errors import UntrustedError
+from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.engines.packages import load_onnxruntime, load_openvino
+from dermkit.threads import cpu_count
+
+PIXELS_INPUT, METADATA_INPUT = "pixels", "metadata"
+"""Names of the inputs: (N, S, S, 3) uint8, and where the net takes metadata (N, M) float32."""
+
+PROBABILITIES_OUTPUT, LOGITS_OUTPUT, FEATURES_OUTPUT = "probabilities", "logits", "features"
+"""Names of the outputs: (N, K), the mean over the views; (N, V, K), of each view; (N, C), of the first view."""
+
+OUTPUTS = (PROBABILITIES_OUTPUT, LOGITS_OUTPUT, FEATURES_OUTPUT)
+
+
+class NetOutputs(NamedTuple):
+    """Logits (N, V, K) float32 of each view, and features (N, C) float32 of the first one."""
+
+    logits: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+    @property
+    def probabilities(self) -> Floats:
+        """The mean over the views of their softmax, (N, K) float64.
+
+        In float64, as torch's path has it: in float32 probabilities near 1 are rounded to 1, and images that differ
+        would tie.
+        """
+        shifted = self.logits.astype(np.float64) - self.logits.max(axis=2, keepdims=True)
+        weights = np.exp(shifted)
+        return np.asarray((weights / weights.sum(axis=2, keepdims=True)).mean(axis=1), dtype=np.float64)
+
+
+class Session(Protocol):
+    """A net that is ready to run. Thread-safe; each call computes on one core."""
+
+    def __call__(self, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+        """Score resized pixels (N, S, S, 3) uint8; metadata: encoded, (N, M), of a net that takes them."""
+        ...
+
+
+class OnnxRuntimeSession:
+    """A `Session` of an ONNX file."""
+
+    def __init__(self, path: Path) -> None:
+        onnxruntime = load_onnxruntime()
+        options = onnxruntime.SessionOptions()
+        # One thread a call: callers run several batches at once, and a batch's numbers must not depend on how many.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors alone; its warnings are about its own optimisation
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise _unreadable(path, "ONNX Runtime", error) from error
+
+    def __call__(self, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+        """Score resized pixels, as `Session` says."""
+        logits, features = self._session.run([LOGITS_OUTPUT, FEATURES_OUTPUT], _inputs(pixels, metadata))
+        return NetOutputs(logits, features)
+
+
+class OpenVinoSession:
+    """A `Session` of an OpenVINO (.xml beside .bin) or ONNX file. n_threads: calls that run at once."""
+
+    def __init__(self, path: Path, *, n_threads: int = 0) -> None:
+        openvino, streams = load_openvino(), n_threads or cpu_count()
+        settings = {
+            # The default is bfloat16 where the processor has it: probabilities would differ by a hundredth.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams,  # one thread a call
+            "ENABLE_CPU_PINNING": False,  # others decode images on the same cores
+        }  # fmt: skip
+        try:
+            core = openvino.Core()
+            self._net = core.compile_model(core.read_model(str(path)), "CPU", settings)
+        except RuntimeError as error:
+            raise _unreadable(path, "OpenVINO", error) from error
+        self._requests = threading.local()
+
+    def __call__(self, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+        """Score resized pixels, as `Session` says."""
+        request: Any = getattr(self._requests, "request", None)
+        if request is None:
+            request = self._requests.request = self._net.create_infer_request()
+        outputs = request.infer(_inputs(pixels, metadata), share_inputs=True)
+        # Copies: the next call of this thread writes into the same memory.
+        return NetOutputs(outputs[LOGITS_OUTPUT].copy(), outputs[FEATURES_OUTPUT].copy())
+
+
+def _inputs(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
+    inputs: dict[str, NDArray[Any]] = {PIXELS_INPUT: np.ascontiguousarray(pixels)}
+    return inputs if metadata is None else {**inputs, METADATA_INPUT: np.ascontiguousarray(metadata)}
+
+
+def _unreadable(path: Path, engine: str, error: Exception) -> UntrustedError:
+    return UntrustedError(
+        f"{path}: {engine} cannot load it: {' '.join(str(error).split())[:300]}",
+        outcome="nothing was predicted",
+        remedy="export the model again with the versions that are installed here, or score images with torch: "
+        "`dermkit predict MODEL IMAGES --out DIR`",
+    )

@@ -1,0 +1,326 @@
+"""Which inference engine scores images: the one that is named, or the fastest that gives torch's numbers here.
+
+A model's nets are written as ONNX once and stay in a cache folder of the user, with what was measured: images per
+second and the largest difference from torch, for these versions, this processor and this number of threads.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermkit import __version__
+from dermkit.errors import DermkitError, OutputError, UntrustedError, UsageError, did_you_mean
+from dermkit.files import JsonFile, fingerprint, lock, make_folder, sha256_file, write_bytes
+from dermkit.models.checksums import CHECKSUM_FILE, check_hashes, write_checksums
+from dermkit.models.engines.packages import check_packages, installed_version
+from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from dermkit.prediction.parity import compare_nets
+from dermkit.prediction.parity_images import ParityImages
+from dermkit.progress import Progress
+
+if TYPE_CHECKING:
+    from dermkit.prediction.predictor import Predictor
+
+TORCH, ONNXRUNTIME, OPENVINO, AUTO = "torch", "onnxruntime", "openvino", "auto"
+FILE_ENGINES = (ONNXRUNTIME, OPENVINO)
+TITLES: Mapping[str, str] = {TORCH: "torch", ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
+_WRITERS = ("onnx", "onnxscript")
+_DRAWN = ParityImages("drawn lesions", ())
+
+MEASUREMENTS_FORMAT = 1
+CACHE_VARIABLE = "DERMKIT_CACHE"
+
+_ROUNDS = 3
+_BATCHES_PER_THREAD = 2
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One engine on this machine. images_per_second: median of three rounds, None where only numbers were compared.
+
+    max_probability_difference: from torch, on n_images images. problem: why it cannot be used, "" where it can.
+    """
+
+    images_per_second: float | None
+    max_probability_difference: float
+    n_images: int
+    problem: str = ""
+
+
+def select_engine(
+    predictor: "Predictor", engine: str, *, threads: int, progress: Progress | None = None
+) -> "Predictor":
+    """Return the model scored by an engine: torch, onnxruntime, openvino, or auto, the fastest that is installed.
+
+    An engine other than torch is compared with torch first, once for a model and machine; `progress` is told which
+    engine it is and why. threads: batches that are scored at once.
+
+    Raises `UsageError` for an unknown or absent engine and a net that ONNX does not hold, `UntrustedError` where a
+    named engine does not give torch's numbers. auto says why it leaves an engine out.
+    """
+    say = (progress or Progress()).say
+    if engine not in (TORCH, AUTO, *FILE_ENGINES):
+        raise UsageError(
+            f"--engine {engine}: unknown{did_you_mean(engine, (TORCH, AUTO, *FILE_ENGINES))}",
+            remedy=f"one of {', '.join((AUTO, TORCH, *FILE_ENGINES))}",
+        )
+    if engine == TORCH:
+        return predictor
+    if next(predictor.nets[0].parameters()).device.type != "cpu":
+        if engine == AUTO:
+            say("engine: torch, since a GPU computes")
+            return predictor
+        raise UsageError(f"--engine {engine}: computes on the CPU, and a GPU was chosen", remedy="--device cpu")
+    if engine != AUTO:
+        check_packages([engine, *_WRITERS], purpose=f"--engine {engine}", extra="export")
+        return _named(predictor, engine, threads, progress or Progress())
+    return _fastest(predictor, threads, progress or Progress())
+
+
+def _named(predictor: "Predictor", engine: str, threads: int, progress: Progress) -> "Predictor":
+    with _net_files(predictor, progress) as files:
+        candidate = _with_engine(predictor, engine, files, threads)
+        records = _Records(predictor, threads)
+        measurement = records.measurements.get(engine) or _compare(predictor, candidate)
+        records.add(engine, measurement)
+    if measurement.problem:
+        raise UntrustedError(
+            f"--engine {engine}: does not give what torch gives: {measurement.problem}",
+            outcome="nothing was predicted",
+            remedy="--engine torch, or auto, which leaves such engines out",
+        )
+    progress.say(
+        f"engine: {_version_of(engine)}; largest difference of a probability from torch "
+        f"{measurement.max_probability_difference:.1g} on {measurement.n_images} drawn lesions"
+    )
+    return candidate
+
+
+def _fastest(predictor: "Predictor", threads: int, progress: Progress) -> "Predictor":
+    engines = [engine for engine in FILE_ENGINES if _reason_not(engine, progress) == ""]
+    if not engines:
+        progress.say("engine: torch, since no other is installed (pip install 'dermkit[export]')")
+        return predictor
+    records, candidates = _Records(predictor, threads), {TORCH: predictor}
+    try:
+        with _net_files(predictor, progress) as files:
+            for engine in engines:
+                candidates[engine] = _with_engine(predictor, engine, files, threads)
+    except UsageError as error:  # a net that ONNX does not hold
+        progress.say(f"engine: torch, since {error.message}")
+        return predictor
+    for engine, candidate in candidates.items():
+        known = records.measurements.get(engine)
+        if known is None or (known.images_per_second is None and not known.problem):
+            progress.say(f"measuring {_version_of(engine)} on this machine, once for this model")
+            records.add(engine, _measure(predictor, candidate, threads))
+    return _pick(candidates, records.measurements, threads, progress)
+
+
+def _pick(
+    candidates: Mapping[str, "Predictor"],
+    measurements: Mapping[str, Measurement],
+    threads: int,
+    progress: Progress,
+) -> "Predictor":
+    """Return the fastest candidate without a problem, and say how fast each is."""
+    for engine in candidates:
+        if measurements[engine].problem:
+            progress.say(f"engine {_version_of(engine)} is left out: {measurements[engine].problem}")
+    rates = {
+        engine: measurements[engine].images_per_second or 0.0
+        for engine in candidates
+        if not measurements[engine].problem
+    }
+    best = max(rates, key=lambda engine: rates[engine])
+    listed = ", ".join(f"{_version_of(engine)} {rate:.0f}" for engine, rate in sorted(rates.items(), key=_by_rate))
+    progress.say(
+        f"engine: {_version_of(best)}, the fastest; images per second with {threads} threads, without opening files, "
+        f"medians of {_ROUNDS}: {listed}"
+    )
+    return candidates[best]
+
+
+def _by_rate(entry: tuple[str, float]) -> float:
+    return -entry[1]
+
+
+def _reason_not(engine: str, progress: Progress) -> str:
+    """Return why an engine is not there; one that is too old is said, one that is absent is not."""
+    try:
+        check_packages([engine, *_WRITERS], purpose=f"engine {engine}", extra="export")
+    except UsageError as error:
+        if installed_version(engine) is not None:
+            progress.say(f"{error.message}: it is left out")
+        return error.message
+    return ""
+
+
+def _version_of(engine: str) -> str:
+    return f"{TITLES[engine]} {installed_version(engine)}"
+
+
+def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], threads: int) -> "Predictor":
+    """Return the model whose nets are run from files."""
+    from dermkit.models.engines.scoring import SessionEngine
+
+    sessions: list[Session] = [
+        OnnxRuntimeSession(path) if engine == ONNXRUNTIME else OpenVinoSession(path, n_threads=threads)
+        for path in files
+    ]
+    engines = tuple(
+        SessionEngine(session, _version_of(engine), 0 if member.metadata is None else member.metadata.width)
+        for session, member in zip(sessions, predictor.members, strict=True)
+    )
+    return replace(predictor, session_engines=engines)
+
+
+# Measuring ------------------------------------------------------------------------------------------------------------
+
+
+def _compare(predictor: "Predictor", candidate: "Predictor") -> Measurement:
+    if not candidate.session_engines:
+        return Measurement(None, 0.0, 0)
+    report = compare_nets(predictor, [engine.session for engine in candidate.session_engines], _DRAWN)
+    return Measurement(None, report.max_probability_difference, report.n_images, report.problem)
+
+
+def _measure(predictor: "Predictor", candidate: "Predictor", threads: int) -> Measurement:
+    """Return how near and how fast a candidate is."""
+    measurement = _compare(predictor, candidate)
+    return (
+        measurement
+        if measurement.problem
+        else replace(measurement, images_per_second=_images_per_second(candidate, threads))
+    )
+
+
+def _images_per_second(candidate: "Predictor", threads: int) -> float:
+    """Return the median rate of three rounds, after one that is not counted; batches run as in a prediction."""
+    from dermkit.models.inference import parallel_batches
+
+    (_, pixels) = next(_DRAWN.batches(candidate.resizings))
+    batch = [array[: candidate.batch_size] for array in pixels]
+    batches = [batch] * (_BATCHES_PER_THREAD * threads)
+
+    def score(arrays: list[NDArray[np.uint8]]) -> int:
+        return len(candidate.probabilities(arrays))
+
+    seconds = []
+    for _ in range(_ROUNDS + 1):
+        start = time.perf_counter()
+        n_images = sum(parallel_batches(score, batches, workers=threads))
+        seconds.append(time.perf_counter() - start)
+    return n_images / statistics.median(seconds[1:])
+
+
+# The cache folder -----------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return where nets and measurements are cached: `DERMKIT_CACHE`, or the system's place for caches of this user."""
+    if place := os.environ.get(CACHE_VARIABLE):
+        return Path(place)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "dermkit"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "dermkit"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dermkit"
+
+
+def _model_cache(predictor: "Predictor") -> Path:
+    """Return the folder of a model's nets, as these versions write them: another version has another folder."""
+    versions = [__version__, *(installed_version(package) for package in ("torch", "timm", *_WRITERS))]
+    return cache_folder() / "engines" / fingerprint(sha256_file(predictor.folder / CHECKSUM_FILE), versions)
+
+
+@contextmanager
+def _net_files(predictor: "Predictor", progress: Progress) -> Iterator[list[Path]]:
+    """Yield the files of the nets: from the cache, written now, or in a scratch folder where the cache is closed."""
+    folder = _model_cache(predictor)
+    try:
+        files = _cached_files(folder, predictor, progress)
+    except OutputError as error:
+        progress.say(f"{error.message}: the nets are not cached, and are written again each time")
+        with tempfile.TemporaryDirectory() as scratch:
+            yield _write_nets(predictor, Path(scratch), progress)
+        return
+    yield files
+
+
+def _cached_files(folder: Path, predictor: "Predictor", progress: Progress) -> list[Path]:
+    make_folder(folder)
+    with lock(folder, timeout=600.0):
+        files = [folder / f"net-{number}.onnx" for number in range(len(predictor.nets))]
+        if (folder / CHECKSUM_FILE).is_file():
+            try:
+                check_hashes(folder, preserved="")
+            except UntrustedError as error:
+                progress.say(f"{error.message}: written again")
+            else:
+                if all(path.is_file() for path in files):
+                    return files
+        files = _write_nets(predictor, folder, progress)
+        write_checksums(folder)
+        return files
+
+
+def _write_nets(predictor: "Predictor", folder: Path, progress: Progress) -> list[Path]:
+    from dermkit.models.engines.graph import onnx_bytes
+
+    files = []
+    for number, (net, member) in enumerate(zip(predictor.nets, predictor.members, strict=True)):
+        progress.say(
+            f"writing net {number + 1} of {len(predictor.nets)} as onnx for this engine, once for this model"
+        )
+        files.append(folder / f"net-{number}.onnx")
+        write_bytes(files[-1], onnx_bytes(net, member.preprocessing, member.views, properties={}, description=""))
+    return files
+
+
+class _Records:
+    """What was measured for a model on this processor, with these versions and this many threads, as a JSON file.
+
+    A file that is broken or cannot be written costs a measurement, and nothing else.
+    """
+
+    def __init__(self, predictor: "Predictor", threads: int) -> None:
+        versions = [installed_version(engine) for engine in FILE_ENGINES]
+        key = fingerprint(processor_name(), threads, versions, [asdict(r) for r in predictor.resizings])
+        self._file = JsonFile(f"measurements-{key}.json", MEASUREMENTS_FORMAT, error=UntrustedError)
+        self._folder = _model_cache(predictor)
+        try:
+            content = self._file.read_optional(self._folder).get("engines", {})
+            self.measurements = {name: Measurement(**fields) for name, fields in content.items()}
+        except (DermkitError, TypeError, AttributeError):
+            self.measurements = {}
+
+    def add(self, engine: str, measurement: Measurement) -> None:
+        """Add a measurement, and write the file where it can be."""
+        self.measurements[engine] = measurement
+        content: dict[str, Any] = {name: asdict(known) for name, known in self.measurements.items()}
+        try:
+            self._file.write(self._folder, {"engines": content})
+        except OutputError:
+            return
+
+
+def processor_name() -> str:
+    """Return the processor's name; on Linux from the kernel, since Python has none there."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else f"{platform.machine()} {platform.processor()}"

@@ -1,0 +1,202 @@
+"""`predict --engine`: every engine gives torch's numbers, auto takes the fastest of them, and what is wrong is said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import Invoke
+from dermkit.errors import UntrustedError, UsageError
+from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.models.engines import graph
+from dermkit.models.engines.sessions import OpenVinoSession
+from dermkit.prediction import engine_choice
+from dermkit.prediction.engine_choice import AUTO, Measurement, cache_folder, select_engine
+from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.prediction.run import predict
+from dermkit.progress import Progress
+from test_export import CNN, photographs, preprocessing_of, random_net, save
+
+__all__ = ["photographs"]
+
+for _package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
+    pytest.importorskip(_package, reason="dermkit[export] is not installed")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("model") / "model", random_net(CNN, 3), CNN, preprocessing_of(24))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(model: Path) -> bytes:
+    """Return the model's net as ONNX, written once: it takes seconds."""
+    net = load_model(model).nets[0]
+    return graph.onnx_bytes(net, preprocessing_of(24), ("identity",), properties={}, description="")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, onnx_file: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty cache folder; nets are written in no time."""
+    monkeypatch.setenv(engine_choice.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(graph, "onnx_bytes", lambda *_args, **_texts: onnx_file)
+    return tmp_path / "cache"
+
+
+def selected(model: Path, engine: str, threads: int = 2) -> tuple[Predictor, list[str]]:
+    lines: list[str] = []
+    return select_engine(load_model(model), engine, threads=threads, progress=Progress(say=lines.append)), lines
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_an_engine_predicts_what_torch_predicts(
+    model: Path, cache: Path, photographs: Path, tmp_path: Path, engine: str, batch_size: int
+) -> None:
+    tables = {}
+    for name in ("torch", engine):
+        outcome = predict(model, [str(photographs)], out=tmp_path / name, engine=name, batch_size=batch_size)
+        tables[name] = pd.read_csv(outcome.out / "predictions.csv")
+        assert outcome.n_scored == 33 and outcome.n_rejected == 1
+    assert tables["torch"]["predicted"].tolist() == tables[engine]["predicted"].tolist()
+    columns = [name for name in map(str, tables["torch"]) if name.startswith("p_")]
+    np.testing.assert_allclose(tables[engine][columns], tables["torch"][columns], rtol=0, atol=1e-5)
+    assert tables["torch"][columns].max(axis=1).std() > 0.01
+    mode = json.loads((tmp_path / engine / "predict.json").read_text())["inference_mode"]
+    assert mode.startswith({"onnxruntime": "ONNX Runtime 1.", "openvino": "OpenVINO 20"}[engine])
+
+
+def test_auto_measures_once_and_takes_the_fastest_that_gives_the_numbers(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"onnxruntime": 50.0, "openvino": 90.0, "torch": 70.0}
+    measured: list[str] = []
+
+    def measure(_predictor: Predictor, candidate: Predictor, _threads: int) -> Measurement:
+        name = "torch"
+        if candidate.session_engines:
+            name = "openvino" if "OpenVINO" in candidate.engine.net_variant else "onnxruntime"
+        measured.append(name)
+        return Measurement(rates[name], 1e-7, 32)
+
+    monkeypatch.setattr(engine_choice, "_measure", measure)
+    chosen, lines = selected(model, AUTO)
+    assert "OpenVINO" in chosen.engine.net_variant
+    assert "OpenVINO" in lines[-1] and "the fastest" in lines[-1] and lines[-1].endswith(" 50")
+    assert sorted(measured) == ["onnxruntime", "openvino", "torch"]
+    again, lines = selected(model, AUTO)
+    assert again.engine.net_variant == chosen.engine.net_variant and len(measured) == 3, "measured once"
+    selected(model, AUTO, threads=1)
+    assert len(measured) == 6, "another number of threads is another measurement"
+    monkeypatch.setattr(engine_choice, "processor_name", lambda: "another processor")
+    rates["torch"] = 100.0
+    chosen, lines = selected(model, AUTO)
+    assert chosen.session_engines == () and lines[-1].startswith("engine: torch")
+    for path in cache.rglob("measurements-*.json"):
+        path.write_text("{broken")
+    measured.clear()
+    selected(model, AUTO)
+    assert len(measured) == 3, "a broken record costs a measurement, and nothing else"
+
+
+def test_a_measured_rate_is_of_all_batches(model: Path, cache: Path) -> None:
+    chosen, lines = selected(model, AUTO)
+    (record,) = cache.rglob("measurements-*.json")
+    engines = json.loads(record.read_text())["engines"]
+    assert set(engines) == {"torch", "onnxruntime", "openvino"}
+    assert all(entry["images_per_second"] > 0 and entry["problem"] == "" for entry in engines.values())
+    best = max(engines, key=lambda name: engines[name]["images_per_second"])
+    assert (best == "torch") == (chosen.session_engines == ())
+    assert len(lines) == 5, lines  # one net written, three measured, one chosen
+
+
+def shifted(session: Any) -> Any:
+    def score(pixels: Any, metadata: Any = None) -> Any:
+        outputs = session(pixels, metadata)
+        return outputs._replace(logits=outputs.logits * np.float32(1.5))
+
+    return score
+
+
+def test_an_engine_of_other_numbers_is_refused_or_left_out(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine_choice, "OpenVinoSession", lambda *args, **options: shifted(OpenVinoSession(*args, **options))
+    )
+    with pytest.raises(
+        UntrustedError, match=r"--engine openvino: does not give what torch gives: a probability of"
+    ):
+        selected(model, "openvino")
+    with pytest.raises(UntrustedError, match="does not give what torch gives"):  # from the record too
+        selected(model, "openvino")
+    chosen, lines = selected(model, AUTO)
+    assert "OpenVINO" not in chosen.engine.net_variant
+    assert any("is left out: a probability of" in line for line in lines)
+
+
+def test_a_changed_net_in_the_cache_is_written_again(model: Path, cache: Path) -> None:
+    selected(model, "onnxruntime")
+    (net,) = cache.rglob("net-0.onnx")
+    whole = net.read_bytes()
+    net.write_bytes(whole[:-1] + b"?")
+    _, lines = selected(model, "onnxruntime")
+    assert any("SHA-256 differs" in line and "written again" in line for line in lines)
+    assert net.read_bytes() == whole
+    (net.parent / CHECKSUM_FILE).unlink()  # a write that was interrupted
+    _, lines = selected(model, "onnxruntime")
+    assert any(line.startswith("writing net 1 of 1") for line in lines)
+
+
+def test_a_closed_cache_costs_time_alone(
+    model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(engine_choice.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    chosen, lines = selected(model, "onnxruntime")
+    assert "ONNX Runtime" in chosen.engine.net_variant and any("are not cached" in line for line in lines)
+
+
+def test_what_is_absent_is_named_and_auto_goes_on_with_torch(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke, photographs: Path, tmp_path: Path
+) -> None:
+    from dermkit.models.engines import packages
+
+    monkeypatch.setattr(packages, "installed_version", lambda _package: None)
+    code, _, messages = invoke("predict", model, photographs, "--out", tmp_path / "out", "--engine", "openvino")
+    assert code == 2 and "--engine openvino: the package openvino is not installed" in messages
+    assert "pip install 'dermkit[export]'" in messages and not (tmp_path / "out").exists()
+    monkeypatch.setattr(engine_choice, "installed_version", lambda _package: None)
+    chosen, lines = selected(model, AUTO)
+    assert chosen.session_engines == () and "no other is installed" in lines[-1]
+    with pytest.raises(UsageError, match=r"--engine openvno: unknown; did you mean `openvino`"):
+        selected(model, "openvno")
+
+
+def test_a_net_that_onnx_cannot_hold_is_scored_by_torch(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_texts: object) -> bytes:
+        raise UsageError("strange: cannot be written as ONNX: no operator")
+
+    monkeypatch.setattr(graph, "onnx_bytes", refuse)
+    chosen, lines = selected(model, AUTO)
+    assert chosen.session_engines == ()
+    assert lines[-1] == "engine: torch, since strange: cannot be written as ONNX: no operator"
+    with pytest.raises(UsageError, match="no operator"):
+        selected(model, "onnxruntime")
+
+
+def test_the_cache_is_where_the_system_has_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(engine_choice.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "dermkit"
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert cache_folder() == tmp_path / "local" / "dermkit"
+    monkeypatch.setenv(engine_choice.CACHE_VARIABLE, str(tmp_path / "mine"))
+    assert cache_folder() == tmp_path / "mine"

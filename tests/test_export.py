@@ -1,0 +1,401 @@
+"""Exported models: the numbers of torch, files that a stranger can read and run, nothing left where one is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from conftest import Cli, Invoke
+from dermkit.data.manifest import LesionClass
+from dermkit.errors import DataError, UntrustedError, UsageError
+from dermkit.export import run as export_run
+from dermkit.export.run import export_model, open_sessions
+from dermkit.images.preprocess import Preprocessing
+from dermkit.models.checksums import check_hashes
+from dermkit.models.engines import graph, packages
+from dermkit.models.engines.graph import PixelNet
+from dermkit.models.engines.packages import check_packages
+from dermkit.models.engines.sessions import NetOutputs, OnnxRuntimeSession, OpenVinoSession
+from dermkit.models.ensemble import write_ensemble
+from dermkit.models.metadata import MetadataEncoder
+from dermkit.models.net import Net, build_net
+from dermkit.models.views import ALL_VIEWS, IDENTITY_VIEW
+from dermkit.models.weights import resolve_weights
+from dermkit.prediction.model_folder import ModelMetadata, save_model
+from dermkit.prediction.parity import compare_nets
+from dermkit.prediction.parity_images import ParityImages, choose_images
+from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.recipes.experiments import find_recipe
+from dermkit.recipes.schema import ClassifierSpec, ModelSpec
+from dermkit.recipes.training_specs import MetadataSpec
+from test_without_torch import HOOK
+
+pytest.importorskip("onnx", reason="dermkit[export] is not installed")
+pytest.importorskip("onnxscript", reason="dermkit[export] is not installed")
+
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+CLASSES = (
+    LesionClass("nævus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"),
+    LesionClass("other", "", "indeterminate"),
+)  # fmt: skip
+ENCODER = MetadataEncoder(("age",), 50.0, 10.0, {}, 40, {"age": 30})
+CNN = replace(find_recipe("demo").model, backbone="dermkit/cnn-s1", hidden=(8,))
+
+
+def preprocessing_of(size: int, divide_by: float = 255.0) -> Preprocessing:
+    scale = divide_by / 255.0
+    return Preprocessing(
+        size=size, resize="squash", interpolation="bilinear", divide_by=divide_by,
+        mean=(0.7 / scale, 0.5 / scale, 0.4 / scale), std=(0.2 / scale, 0.3 / scale, 0.25 / scale),
+    )  # fmt: skip
+
+
+def random_net(spec: ModelSpec, seed: int, n_metadata: int = 0) -> Net:
+    """Return a net whose weights and batch-norm statistics are random, so that a part left out is seen."""
+    net = build_net(spec, len(CLASSES), weights=resolve_weights(spec, None), seed=seed, n_metadata=n_metadata)
+    generator = torch.Generator().manual_seed(seed)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_(generator=generator).mul_(0.1)
+            assert module.running_var is not None
+            module.running_var.uniform_(0.5, 2.0, generator=generator)
+    with torch.no_grad():  # probabilities that are neither all a third nor all 0 and 1
+        spread = net.eval()(torch.randn(8, 3, 32, 32, generator=generator)).std()
+        for parameter in net.head[-1].parameters():  # type: ignore[index]
+            parameter.div_(spread)
+    return net
+
+
+def save(
+    folder: Path, net: Net, spec: ModelSpec, preprocessing: Preprocessing, *, views: Sequence[str] = IDENTITY_VIEW,
+    classes: Sequence[LesionClass] = CLASSES, encoder: MetadataEncoder | None = None,
+) -> Path:  # fmt: skip
+    metadata = ModelMetadata(
+        recipe={"name": "made"}, dataset={"name": "made", "manifest_sha256": "m"}, weights={},
+        training={"seed": 0, "fold": None, "best": None, "stopped": None, "keep": "best"}, training_images=[],
+    )  # fmt: skip
+    return save_model(
+        folder, net, spec=spec, classes=classes, preprocessing=preprocessing, metadata=metadata, views=views,
+        encoder=encoder,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 33 images of several shapes, one of them broken."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for number in range(33):
+        coarse = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((60 + number, 50)).save(folder / f"{number:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model of three families: an own CNN with all views and metadata, a ResNet, a vision transformer.
+
+    They differ in size, normalisation, order of classes and weight.
+    """
+    folder = tmp_path_factory.mktemp("ensemble")
+    metadata_spec = replace(CNN, metadata=MetadataSpec(fields=("age",), p_unknown=0.0))
+    members = [
+        save(folder / "a", random_net(metadata_spec, 0, ENCODER.width), metadata_spec, preprocessing_of(24),
+             views=ALL_VIEWS, encoder=ENCODER)
+    ]  # fmt: skip
+    timm_nets: tuple[tuple[str, dict[str, Any], tuple[str, ...], float], ...] = (
+        ("test_resnet", {}, ("layer3", "layer4"), 1.0), ("test_vit", {"img_size": 32, "depth": 1}, (), 255.0)
+    )  # fmt: skip
+    for number, (backbone, arguments, skipped, divide_by) in enumerate(timm_nets, start=1):
+        spec = replace(CNN, backbone=backbone, backbone_args=arguments, skip_blocks=skipped)
+        order = CLASSES if number == 1 else (CLASSES[2], CLASSES[0], CLASSES[1])
+        members.append(
+            save(folder / backbone, random_net(spec, number), spec, preprocessing_of(32, divide_by), classes=order)
+        )
+    return write_ensemble(folder / "model", members, weights=[0.5, 0.3, 0.2])
+
+
+@pytest.fixture(scope="module")
+def exported(ensemble: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ensemble as ONNX files."""
+    pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp("exported") / "onnx"
+    outcome = export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
+    assert outcome.folder == out and [path.is_file() for path in outcome.nets] == [True] * 3
+    return out
+
+
+@pytest.fixture(scope="module")
+def predictor(ensemble: Path) -> Predictor:
+    return load_model(ensemble)
+
+
+# The same numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_the_export_says_how_far_it_is_from_torch(exported: Path) -> None:
+    parity = json.loads((exported / "export.json").read_text())["parity"]
+    assert parity["n_images"] == 33 and parity["n_in_batch"] == 32
+    assert parity["images"] == "the images that were named"
+    assert 0 < parity["max_probability_difference"] <= 1e-5 < parity["tolerance"] == 1e-4
+    assert parity["n_different_labels"] == parity["n_different_calls"] == 0
+    assert parity["max_batch_difference"] <= 1e-6 and parity["max_feature_difference"] <= 1e-4
+    assert "png" not in json.dumps(parity), "a name of an image may be that of a patient"
+
+
+def test_openvino_runs_the_same_files_to_the_same_numbers(
+    exported: Path, predictor: Predictor, photographs: Path
+) -> None:
+    pytest.importorskip("openvino")
+    sessions = [OpenVinoSession(exported / f"net-{number}.onnx", n_threads=1) for number in range(3)]
+    report = compare_nets(predictor, sessions, choose_images(exported, [str(photographs)]))
+    assert report.problem == ""
+    assert report.max_probability_difference <= 1e-5 and report.n_images == 33
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda logits, features, _: (logits + np.array([0.05, 0, 0], np.float32), features), "a probability of"),
+        (lambda logits, features, n: (logits * (1 + 1e-3 * (n == 1)), features), "alone and in a batch"),
+        (lambda logits, features, _: (logits, features * 1.01), "a feature differs"),
+        (lambda logits, features, _: (logits * np.float32("nan"), features), "a probability of"),
+        (lambda logits, features, _: (logits[:, :, ::-1], features), "a probability of"),
+    ],
+    ids=["logits", "batch", "features", "nan", "columns"],
+)
+def test_a_planted_difference_is_refused(
+    exported: Path, predictor: Predictor, photographs: Path, change: Any, problem: str
+) -> None:
+    sessions: list[Any] = open_sessions(exported, "onnx", 3)
+    net = sessions[0]
+
+    def changed(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+        return NetOutputs(*change(*net(pixels, metadata), len(pixels)))
+
+    files = tuple((path.name, path) for path in sorted(photographs.glob("0*.png")))
+    report = compare_nets(predictor, [changed, *sessions[1:]], ParityImages("these", files))
+    assert problem in report.problem
+    with pytest.raises(UntrustedError, match=re.escape(report.problem)):
+        report.check("onnx")
+
+
+def test_the_graph_has_the_views_of_torch(predictor: Predictor) -> None:
+    """Crops are made without antialiasing there, rotations in one batch."""
+    member, images = (
+        predictor.members[0],
+        np.random.default_rng(0).integers(0, 256, (3, 24, 24, 3), dtype=np.uint8),
+    )
+    net = PixelNet(predictor.nets[0], member.preprocessing, member.views)
+    with torch.inference_mode():
+        probabilities, logits, _ = net(torch.from_numpy(images), torch.zeros(3, ENCODER.width))
+    engine: Any = predictor.engine
+    expected = engine.engines[0].view_probabilities(images)
+    assert logits.shape == (3, len(ALL_VIEWS), 3)
+    np.testing.assert_allclose(torch.softmax(logits, 2).permute(1, 0, 2).numpy(), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(probabilities.numpy(), expected.mean(axis=0), rtol=0, atol=1e-5)
+    assert np.ptp(expected, axis=0).max() > 0.01, "the views must differ"
+
+
+# What a stranger reads ------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_says_what_the_model_is(exported: Path, ensemble: Path) -> None:
+    check_hashes(exported, preserved="")
+    content, card = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for folder, name in ((exported, "export.json"), (ensemble, "model.json"))
+    )
+    assert content["format"] == 1 and content["notice"] == "Research use only. Not a medical device."
+    assert content["classes"] == card["classes"]
+    assert content["policy"]["operating_points"] == [] and content["policy"]["conformal"] is None
+    for net, member in zip(content["nets"], card["members"], strict=True):
+        same = ("preprocessing", "views", "calibration", "class_order", "weight", "metadata")
+        assert {name: net[name] for name in same} == {name: member[name] for name in same}
+    assert sorted(content["nets"][0]["inputs"]) == ["metadata", "pixels"]
+    assert content["versions"]["onnxruntime"]
+    readme = (exported / "README.md").read_text(encoding="utf-8")
+    assert "Research use only. Not a medical device." in readme and "| 1 | melanoma | malignant |" in readme
+
+
+def test_the_file_of_a_net_says_what_it_is(exported: Path) -> None:
+    import onnx
+
+    net = onnx.load(exported / "net-2.onnx")
+    about = {entry.key: entry.value for entry in net.metadata_props}
+    assert json.loads(about["classes"]) == ["other", "nævus", "melanoma"], "the columns of this net's own outputs"
+    assert json.loads(about["malignant_classes"]) == ["melanoma"]
+    assert json.loads(about["preprocessing"])["size"] == 32
+    assert "Research use only" in net.doc_string
+    (pixels,) = net.graph.input
+    assert [dim.dim_param or dim.dim_value for dim in pixels.type.tensor_type.shape.dim] == ["batch", 32, 32, 3]
+    data = b"".join(path.read_bytes() for path in exported.iterdir())
+    places = [str(Path(torch.__file__).parent), str(Path(export_run.__file__).parent), str(exported.parent)]
+    assert [place for place in places if place.encode() in data] == []
+
+
+def test_the_scripts_of_the_docs_give_the_models_numbers(
+    tmp_path: Path, photographs: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real command exports; the scripts run where torch cannot be imported."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    model = save(tmp_path / "model", random_net(CNN, 5), CNN, preprocessing_of(24))
+    (tmp_path / "lesion.png").write_bytes((photographs / "07.png").read_bytes())
+    (tmp_path / "sitecustomize.py").write_text(HOOK)
+    done = cli("export", model, "--to", "onnx", "--out", "exported")
+    assert done.returncode == 0, done.stderr
+    assert "drawn lesions, since no validation images of the run are at hand" in done.stdout
+    assert "exported/net-0.onnx" in done.stdout
+    content = (tmp_path / "exported" / "net-0.onnx").read_bytes()
+    monkeypatch.setattr(graph, "onnx_bytes", lambda *_args, **_texts: content)  # the same again takes seconds
+    export_model(model, to="openvino", out=tmp_path / "intel", images=[str(photographs)])
+    assert "melanoma" in (tmp_path / "intel" / "net-0.xml").read_text(encoding="utf-8")
+    assert not (tmp_path / "intel" / "net-0.onnx").exists()
+    for suffix in (".xml", ".bin"):
+        (tmp_path / "intel" / f"net-0{suffix}").rename(tmp_path / "exported" / f"net-0{suffix}")
+    scripts = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    assert len(scripts) == 2 and all(len(script.strip().splitlines()) <= 13 for script in scripts)
+    check = "import sys\nassert 'openvino_telemetry' not in [n for n, m in sys.modules.items() if m]\n"
+    ran = subprocess.run(
+        [sys.executable, "-c", "".join(scripts) + check], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    expected = load_model(model).predict([tmp_path / "lesion.png"]).iloc[0]
+    for line in ran.stdout.strip().splitlines():
+        printed = dict(re.findall(r"'([^']+)': ([\d.e-]+)", line))
+        assert len(printed) == 3
+        for name, p in printed.items():
+            assert float(p) == pytest.approx(expected[f"p_{name}"], abs=1e-5)
+
+
+# Refused --------------------------------------------------------------------------------------------------------------
+
+
+def test_validation_images_of_the_run_are_taken(trained: Path, tmp_path: Path) -> None:
+    for folder in (trained, trained / "model"):
+        images = choose_images(folder, [])
+        assert images.source == "validation images of the run" and len(images.files) >= 5
+    lonely = tmp_path / "model"
+    assert choose_images(lonely, []).files == ()
+
+
+def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
+    exported: Path, ensemble: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy_net(_predictor: Predictor, number: int, _to: str, folder: Path) -> None:
+        (folder / f"net-{number}.onnx").write_bytes((exported / f"net-{number}.onnx").read_bytes())
+
+    monkeypatch.setattr(export_run, "_write_net", copy_net)
+    out = tmp_path / "out"
+    export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
+    (out / "old.txt").write_text("of the first export")
+    export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
+    assert not (out / "old.txt").exists(), "an earlier export is replaced as a whole"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(DataError, match="none of 1 files"):
+        export_model(ensemble, to="onnx", out=out, images=[str(photographs / "broken.png")])
+    monkeypatch.setattr(export_run, "open_sessions", lambda *_: [OnnxRuntimeSession(exported / "net-1.onnx")] * 3)
+    with pytest.raises(Exception):  # noqa: B017  of whatever kind
+        export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_net_that_onnx_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        try:
+            raise NotImplementedError("no ONNX operator for aten.strange\n(and a page of advice)")
+        except NotImplementedError as error:
+            raise RuntimeError("the export failed, see the report") from error
+
+    net = random_net(CNN, 0)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    problem = "dermkit/cnn-s1: cannot be written as ONNX: NotImplementedError: no ONNX operator for aten.strange"
+    with pytest.raises(UsageError, match=f"^{re.escape(problem)}\n") as caught:
+        graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
+    assert caught.value.exit_code == 2 and "dermkit predict" in caught.value.remedy
+    monkeypatch.setattr(graph, "MAX_BYTES", 1000)
+    with pytest.raises(UsageError, match="an ONNX file holds 2 GB"):
+        graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
+
+
+def test_a_head_of_neighbours_is_refused_before_it_is_tried() -> None:
+    neighbours = ClassifierSpec(
+        kind="k_nearest", penalty=1.0, neighbours=3, iterations=1, learning_rate=0.1, max_leaves=2
+    )
+    spec = replace(CNN, hidden=(), classifier=neighbours)
+    net = build_net(spec, 3, weights=resolve_weights(spec, None), seed=0)
+    with pytest.raises(UsageError, match=r"dermkit/cnn-s1: cannot be written as ONNX: its head, k nearest"):
+        graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
+
+
+def test_a_graph_of_one_batch_size_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch falls back to such a graph without an error."""
+    import onnx
+
+    model = onnx.load(exported / "net-1.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    monkeypatch.setattr(graph, "_translate", lambda *_: model)
+    with pytest.raises(UsageError, match="for one number of images alone"):
+        graph.onnx_bytes(random_net(CNN, 0), preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("--to", "tflite"), 2, "there is no export to this format: its converter"),
+        (("--to", "torchscript"), 2, "PyTorch has deprecated it"),
+        (("--to", "onxx"), 2, "did you mean `onnx`"),
+        (("--to", "onnx", "--images", "nowhere"), 3, "none of 1 files can be used as an image"),
+    ],
+)
+def test_wrong_arguments_say_what_to_do(
+    ensemble: Path, tmp_path: Path, invoke: Invoke, words: tuple[str, ...], code: int, text: str
+) -> None:
+    status, _, messages = invoke("export", ensemble, *words, "--out", tmp_path / "out")
+    assert status == code and text in messages and "To do:" in messages
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_files_is_not_written_into(ensemble: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"is not empty and is not an exported model"):
+        export_model(ensemble, to="onnx", out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("present", "problem"), [(None, "is not installed"), ("1.9.1", "1.9.1 is too old: 1.20 or newer is needed")]
+)
+def test_a_package_that_is_absent_or_too_old_is_named(
+    monkeypatch: pytest.MonkeyPatch, present: str | None, problem: str
+) -> None:
+    monkeypatch.setattr(packages, "installed_version", lambda _package: present)
+    with pytest.raises(UsageError, match=problem) as caught:
+        check_packages(["onnxruntime"], purpose="export --to onnx", extra="export")
+    assert "pip install 'dermkit[export]'" in caught.value.remedy
+
+
+def test_a_newer_package_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "installed_version", lambda _package: "1.100.0")
+    check_packages(["onnxruntime"], purpose="export", extra="export")
+
+
+def test_a_broken_file_says_which_engine_could_not_load_it(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "net-0.onnx").write_bytes(b"no net")
+    with pytest.raises(UntrustedError, match=r"net-0.onnx: ONNX Runtime cannot load it"):
+        OnnxRuntimeSession(tmp_path / "net-0.onnx")
