@@ -29,7 +29,7 @@ from dermkit.runs.layout import METRICS, POLICY, RUN, SAVED_TARGETS, SUMMARY
 from dermkit.runs.predictions import to_scored_set
 
 Json = dict[str, Any]
-SPEC = SplitSpec(scheme="kfold", seed=0, validation=0.2, test=0.0, folds=3, per_class=0, draw_from="")
+SPEC = SplitSpec(scheme="kfold", seed=0, validation=0.34, test=0.0, folds=3, per_class=0, draw_from="")
 
 
 @pytest.fixture(scope="module")

@@ -1,38 +1,53 @@
 """Freed memory is kept within a training, given back after it, and left alone where the user has decided."""
 
+import os
+import subprocess
 import sys
 
 import pytest
-import torch
 
 from dermkit.training import memory
 from dermkit.training.memory import kept_memory
 
-N_PAGES = 4 * 48 * 2**20 // 4096
+N_PAGES = 4 * 48 * 2**20 // os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+PAGE_FAULTS = """
+import ctypes, resource
+from dermkit.training.memory import kept_memory
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
 
 
-def page_faults(n: int) -> int:
-    """Return the pages that the system had to give to fill four blocks of 48 MiB and free them together, n times."""
-    import resource
-
+def page_faults(n):  # of four blocks of 48 MiB that are filled and freed together, n times
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(n):
-        blocks = [torch.empty(12 * 2**20).fill_(1.0) for _ in range(4)]
-        del blocks
+        blocks = [libc.malloc(48 * 2**20) for _ in range(4)]
+        for block in blocks:
+            libc.memset(block, 1, 48 * 2**20)
+        for block in blocks:
+            libc.free(block)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+print(page_faults(2))
+with kept_memory():
+    page_faults(2)
+    print(page_faults(8))
+print(page_faults(2))
+"""
+
+
 @pytest.mark.skipif(memory._glibc() is None, reason="needs glibc")
-def test_freed_memory_is_used_again_without_asking_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in memory._OWN_SETTINGS:
-        monkeypatch.delenv(name, raising=False)
-    # Up to 64 MiB stay at the heap's end by default, so that one block of each round may find its place there.
-    assert page_faults(2) >= 2 * N_PAGES * 3 // 4, "by default blocks are asked for anew"
-    with kept_memory():
-        page_faults(2)
-        # A block whose neighbour is in use may not fit the place that it had, so that one more place is made.
-        assert page_faults(8) < 3 * N_PAGES
-    assert page_faults(2) > N_PAGES, "afterwards it is given back as before"
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    # A process of its own: in one that has allocated much, blocks may find a place on the heap that is there.
+    environment = {name: value for name, value in os.environ.items() if name not in memory._OWN_SETTINGS}
+    run = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    before, within, after = map(int, run.stdout.split())
+    assert before >= 2 * N_PAGES, "by default blocks are asked for anew"
+    assert within < N_PAGES // 100, "the pages of eight rounds are there already"
+    assert after >= 2 * N_PAGES, "afterwards it is given back as before"
 
 
 class Recorder:

@@ -102,6 +102,16 @@ def test_a_net_without_both_sides_ranks_nothing() -> None:
     assert figures["auroc"]["value"] == pytest.approx(others["metrics"]["auroc"]["value"], abs=1e-12)
 
 
+def test_nets_of_one_side_each_say_why_nothing_is_ranked() -> None:
+    ill = np.array([0, 0, 0, 1, 1, 1])
+    figures = evaluate_split(scored(np.linspace(0.1, 0.9, 6), ill, np.arange(6), ill), seed=0, resamples=0)
+    for name in ("auroc", "average_precision", "pauc_above_tpr80"):
+        figure = figures["metrics"][name]
+        assert figure["value"] is None
+        assert figure["reason"].startswith("no net scored both an image of a malignant class and another"), name
+    assert figures["metrics"]["sensitivity"]["value"] is not None
+
+
 def test_perfect_nets_keep_a_width_whatever_their_scales() -> None:
     nets, ill = np.arange(100) % 2, (np.arange(100) < 40).astype(np.int64)
     p = np.where(ill == 1, 0.3, 0.1) + 0.4 * nets

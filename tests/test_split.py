@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import MANIFEST_COLUMNS
-from dermkit.data.split import Split, check_split, make_split, tables_by_fold
+from dermkit.data.split import Split, check_split, division_bytes, make_split, tables_by_fold
 from dermkit.data.stratify import stratified_group_split
 from dermkit.errors import DataError, UsageError
 from dermkit.recipes.schema import SplitSpec, parse_split_spec
@@ -247,6 +247,17 @@ def test_a_part_of_a_fold_has_its_size_and_classes() -> None:
         counts = labels[rows.loc[rows["split"] == "validation", "image_id"]].value_counts()
         assert counts["a"] == pytest.approx(280, abs=2) and counts["b"] == pytest.approx(56, abs=2)
         assert counts["c"] == 2, "two lesions of a fold: one of them validates"
+
+
+def test_what_identifies_a_division_says_which_part_validates() -> None:
+    frame = manifest(lesions({"a": 50}))
+
+    def identity(validation: float) -> bytes:
+        split = make_split(frame, replace(KFOLD, validation=validation), name="s")
+        return division_bytes(split, tables_by_fold(split, frame))
+
+    assert identity(0.2) == identity(0.4), "whole folds validate"
+    assert len({identity(validation) for validation in (0.05, 0.1, 0.2)}) == 3
 
 
 def test_a_handwritten_file_of_folds_validates_on_whole_folds() -> None:

@@ -5,7 +5,7 @@ same pixels, on two sides.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from dermkit.data.folds import fold_numbers, has_test_beside_folds, rows_for_fold
+from dermkit.data.folds import fold_numbers, rows_for_fold
 from dermkit.data.groups import id_groups, leakage_groups
 from dermkit.data.leakage import LINK_TEXTS, find_leakage
 from dermkit.data.split_file import SPLITS, excluded_frame, read_split_rows, write_split_rows
@@ -122,6 +122,15 @@ def tables_by_fold(split: Split, manifest: pd.DataFrame) -> dict[int, pd.DataFra
         return {-1: split.frame.copy()}
     validates = _validation_rows(split, manifest, len(folds))
     return {fold: rows_for_fold(split.frame, fold, len(folds), validates) for fold in folds}
+
+
+def division_bytes(split: Split, tables: Mapping[int, pd.DataFrame]) -> bytes:
+    """Return what identifies a division: image_id, split, fold of its file as CSV, or of all folds' tables.
+
+    tables: of `tables_by_fold`; which part of a fold validates is not in the file.
+    """
+    rows = pd.concat(tables.values()) if _validates_in_part(split) else split.frame
+    return rows[["image_id", "split", "fold"]].to_csv(index=False).encode()
 
 
 def is_automatic_split(name: str) -> bool:
@@ -388,19 +397,26 @@ def _validation_rows(split: Split, manifest: pd.DataFrame, n_folds: int) -> _Boo
     of a hand-written file, which says no fraction.
     """
     validates = np.ones(len(split.frame), bool)
-    fraction = 1.0 if split.spec is None else split.spec.validation * n_folds
-    if fraction >= 1.0 - 1e-9 or has_test_beside_folds(split.frame):
+    if split.spec is None or not _validates_in_part(split):
         return validates
+    fraction = split.spec.validation * n_folds
     in_split = manifest[manifest["image_id"].isin(split.frame["image_id"])].sort_values("image_id")
     labels = pd.factorize(in_split["label"], sort=True)[0].astype(np.int64)
     groups, folds = leakage_groups(in_split), split.frame["fold"].to_numpy()
-    seed = 0 if split.spec is None else split.spec.seed
     for fold in range(n_folds):
         rows = np.flatnonzero(folds == fold)
-        is_train = stratified_group_split(labels[rows], groups[rows], [1.0 - fraction, fraction], seed) == 0
+        is_train = (
+            stratified_group_split(labels[rows], groups[rows], [1.0 - fraction, fraction], split.spec.seed) == 0
+        )
         if not is_train.all():
             validates[rows] = ~is_train
     return validates
+
+
+def _validates_in_part(split: Split) -> bool:
+    """Return whether a part of each fold validates, in place of the whole fold."""
+    spec = split.spec
+    return spec is not None and spec.scheme == "kfold" and spec.validation * spec.folds < 1.0 - 1e-9
 
 
 # Checking a split

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from dermkit.data.folds import leaves_test_to_ensemble
 from dermkit.data.manifest import Dataset
 from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
-from dermkit.data.split import Split, tables_by_fold
+from dermkit.data.split import Split, division_bytes, tables_by_fold
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.models.metadata import fit_metadata
@@ -225,16 +225,15 @@ def make_plans(recipe: Recipe, dataset: Dataset, split: str | Split | None, mach
     if chosen_split.spec is not None:
         recipe = replace(recipe, split=chosen_split.spec)
     recipe, weights = _with_weights(recipe, machine)
-    split_rows = chosen_split.frame
+    split_rows, tables = chosen_split.frame, tables_by_fold(chosen_split, dataset.manifest)
     input_hashes = {
         "manifest": dataset.manifest_sha256,
-        "split": sha256_bytes(split_rows[["image_id", "split", "fold"]].to_csv(index=False).encode()),
+        "split": sha256_bytes(division_bytes(chosen_split, tables)),
         "weights": fingerprint(weights.sha256, weights.mean, weights.std, weights.missing),
         "classes": fingerprint([asdict(lesion_class) for lesion_class in dataset.classes]),
     }
     input_hashes |= {} if teacher is None else {"teacher": teacher.sha256}
     recipe_hash = recipe_fingerprint(recipe, **input_hashes)
-    tables = tables_by_fold(chosen_split, dataset.manifest)
     leaves_test = leaves_test_to_ensemble(split_rows, chosen_split.spec)
     seals = {fold: _seals_of(dataset, table, leaves_test) for fold, table in tables.items()}
     _check_tables(recipe, dataset, chosen_split.name, tables.values(), teacher)

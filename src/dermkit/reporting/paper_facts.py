@@ -104,7 +104,10 @@ def _sizes_text(run: RunFolder) -> str:
     per_net = f"in {n_folds} folds, of which each net learned from about {counts.get('train', '?')}"
     if run.scores_test_by_ensemble:
         return f"{counts['validation']} training images {per_net}, and {counts['test']} test images beside them"
-    return f"{counts.get('validation', '?')} images {per_net}; each is a validation and a test image of one net"
+    n_validation, n_test = counts.get("validation", "?"), counts.get("test", "?")
+    if n_validation == n_test:
+        return f"{n_test} images {per_net}; each is a validation and a test image of one net"
+    return f"{n_test} images {per_net}; each is a test image of one net, {n_validation} also a validation image of one"
 
 
 def _partition_text(run: RunFolder) -> str:
