@@ -2,53 +2,30 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 import dermkit as dk
 from conftest import Cli, Invoke
-from dermkit.data.manifest import LesionClass
+from corner_net import SIZE, save_corner_model
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.explanation import heat_maps
 from dermkit.explanation.deletion import CurveSummary, curve_area
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.lesion_masks import find_mask, lesion_share
-from dermkit.images.preprocess import Preprocessing
-from dermkit.models.net import build_net
-from dermkit.models.weights import resolve_weights
-from dermkit.prediction.model_folder import ModelMetadata, save_model
-from dermkit.recipes.experiments import DEMO
 from dermkit.render.html import template_environment
-
-SIZE = 64
-CLASSES = (LesionClass("nevus", "nevus", "benign"), LesionClass("melanoma", "melanoma", "malignant"))
 
 
 @pytest.fixture(scope="module")
 def corner_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a model folder whose net calls an image melanoma for what is in its top left corner, and nothing else."""
-    spec = replace(DEMO.model, backbone="dermkit/cnn-s1", hidden=(), weights="none", dropout=0.0)
-    net = build_net(spec, 2, weights=resolve_weights(spec, None), seed=0).eval()
-    head = next(module for module in net.head.modules() if isinstance(module, torch.nn.Linear))
-    with torch.no_grad():
-        head.weight.zero_()
-        head.weight[1].reshape(128, 16)[:, 0] = 0.2
-        head.bias.copy_(torch.tensor([0.0, -4.0]))
-    preprocessing = Preprocessing(
-        size=SIZE, resize="crop", interpolation="bilinear", divide_by=255.0, mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("corner") / "model"
-    metadata = ModelMetadata({"name": "corner"}, {}, {}, {}, [])
-    return save_model(folder, net, spec=spec, classes=CLASSES, preprocessing=preprocessing, metadata=metadata)
+    return save_corner_model(tmp_path_factory.mktemp("corner") / "model")
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ class MachineOptions(NamedTuple):
     weights: Path | None
     resume: bool
     teacher: Path | None = None
+    heat_maps: bool = True
 
     def command(self) -> str:
         """Return the command as it was typed, without what a message proposes in its place."""
@@ -75,7 +76,7 @@ def train_on(
     settings = dk.RunSettings(
         out=options.out, device=options.device, devices=options.devices, nodes=options.nodes,
         workers=options.workers, weights=options.weights, resume=options.resume,
-        teacher=options.teacher, command=options.command(),
+        teacher=options.teacher, command=options.command(), heat_maps=options.heat_maps,
     )  # fmt: skip
     loaded_dataset = dk.load_dataset(dataset)
     with progress_bar() as progress:

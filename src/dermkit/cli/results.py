@@ -22,6 +22,11 @@ MALIGNANCY_HELP = "With --predictions alone: CLASS=benign|malignant|indeterminat
 PROBABILITIES_HELP = (
     "With --predictions: what the numbers are if no probabilities: logits, percent or independent (sigmoids)."
 )
+NO_HEAT_MAPS_HELP = "Make no heat maps of the run's mistakes and best hits; those that are there stay."
+MASKS_HELP = (
+    "A folder of lesion masks, PNG by image name: the run's heat maps are made anew, with how much of each lies in the "
+    "lesion."
+)
 OPEN_TEST_HELP = (
     "The run's data set, to score its sealed test split now. Every opening is logged and counted (docs/seal.md)."
 )
@@ -52,6 +57,8 @@ def evaluate_command(
     split: Annotated[str | None, typer.Option("--split", help=SPLIT_HELP)] = None,
     malignancy: Annotated[list[str] | None, typer.Option("--malignancy", help=MALIGNANCY_HELP)] = None,
     probabilities: Annotated[str | None, typer.Option("--probabilities", help=PROBABILITIES_HELP)] = None,
+    no_heat_maps: Annotated[bool, typer.Option("--no-heat-maps", help=NO_HEAT_MAPS_HELP)] = False,
+    masks: Annotated[Path | None, typer.Option("--masks", help=MASKS_HELP)] = None,
 ) -> None:
     import dermkit as dk
     from dermkit.evaluation.options import parse_options
@@ -63,6 +70,8 @@ def evaluate_command(
         save_targets=bool(
             one_of_names("--save-targets", save_targets or None, "--keep", old_save_targets or None)
         ),
+        heat_maps=not no_heat_maps,
+        masks=masks,
     )
     with progress_bar() as progress:
         path = dk.evaluate(

@@ -135,6 +135,12 @@ TestViewsOption = Annotated[
 ]
 
 
+NoHeatMapsOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-heat-maps", help="Make no heat maps of the run's mistakes and best hits (docs/explain.md)."
+    ),
+]
 TeacherOption = Annotated[
     Path | None,
     typer.Option("--teacher", help="The run or model whose probabilities a recipe with `distil` learns."),
@@ -223,6 +229,7 @@ def train_command(
     metadata: MetadataOption = None,
     test_views: TestViewsOption = None,
     teacher: TeacherOption = None,
+    no_heat_maps: NoHeatMapsOption = False,
 ) -> None:
     from dermkit.recipes.short_forms import ShortForms
 
@@ -231,13 +238,12 @@ def train_command(
         folds=folds, class_weights=class_weights, test_views=test_views, classifier=classifier, smote=smote,
         metadata=metadata,
     )  # fmt: skip
+    options = MachineOptions(out, device, devices, nodes, restarts, workers, None, resume, teacher)
     if recipe == AUTO_RECIPE:
         _check_alone(set_fields, forms, split=split, continue_from=continue_from, teacher=teacher)
-        machine = MachineOptions(out, device, devices, nodes, restarts, workers, None, resume)
-        run_auto(dataset, machine, auto_options(time, weights, seed))
+        run_auto(dataset, options, auto_options(time, weights, seed))
         return
-    weights_file = _single_file(weights, time)
-    options = MachineOptions(out, device, devices, nodes, restarts, workers, weights_file, resume, teacher)
+    options = options._replace(weights=_single_file(weights, time), heat_maps=not no_heat_maps)
     _train_recipe(recipe, dataset, options, forms, set_fields, split=split, seed=seed, continue_from=continue_from)
 
 

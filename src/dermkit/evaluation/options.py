@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from dermkit.errors import UsageError
@@ -11,6 +12,8 @@ from dermkit.metrics.decisions.apply import parse_target
 TARGET_RATES = ("sensitivity", "specificity")
 TARGET_USAGE = "--target sensitivity=.97 or --target specificity=.8: a rate above 0 and below 1; may be repeated"
 PREVALENCE_USAGE = "--prevalence .03: a proportion above 0 and below 1 (3 % is .03); may be repeated"
+
+_MASKS_USAGE = "leave one of them out"
 
 Target = tuple[str, float]
 
@@ -21,17 +24,22 @@ class EvaluationOptions:
 
     official: also apply the ISIC challenge scorer's rules. targets: (rate, value in 0..1) of further operating points.
     prevalences: 0..1, further ones for PPV, NPV and counts per 1,000. save_targets: store the targets in the run's
-    model. Raises `UsageError` for an unknown rate, a value outside 0..1, or one given twice.
+    model. heat_maps: make heat maps of mistakes and best hits, where they are not there; masks: a folder of lesion
+    masks for them. Raises `UsageError` for an unknown rate, a value outside 0..1, or one given twice.
     """
 
     official: bool = False
     targets: tuple[Target, ...] = ()
     prevalences: tuple[float, ...] = ()
     save_targets: bool = False
+    heat_maps: bool = True
+    masks: Path | None = None
 
     def __post_init__(self) -> None:
         if self.save_targets and not self.targets:
             raise UsageError("--save-targets: no --target is given", remedy=TARGET_USAGE)
+        if self.masks is not None and not self.heat_maps:
+            raise UsageError("--masks goes with heat maps, and --no-heat-maps makes none", remedy=_MASKS_USAGE)
         for rate, value in self.targets:
             if rate not in TARGET_RATES:
                 raise UsageError(
@@ -53,20 +61,23 @@ class EvaluationOptions:
         return replace(self, targets=tuple(dict.fromkeys((*self.targets, *model_targets))))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as metrics.json holds them."""
+        """Return the options as metrics.json holds them: those that change a figure."""
         target_rows = [{"rate": rate, "target": value} for rate, value in self.targets]
         return {"official": self.official, "targets": target_rows, "prevalences": list(self.prevalences)}
 
 
 def parse_options(
-    *, official: bool, targets: Sequence[str], prevalences: Sequence[str], save_targets: bool = False
-) -> EvaluationOptions:
+    *, official: bool, targets: Sequence[str], prevalences: Sequence[str], save_targets: bool = False,
+    heat_maps: bool = True, masks: Path | None = None,
+) -> EvaluationOptions:  # fmt: skip
     """Return the options of a command line; raises `UsageError` for a text that is no target or no number."""
     return EvaluationOptions(
         official,
         tuple(_parse_target(text) for text in targets),
         tuple(_parse_number(text, f"--prevalence {text}", PREVALENCE_USAGE) for text in prevalences),
         save_targets,
+        heat_maps,
+        masks,
     )
 
 
@@ -96,4 +107,4 @@ def _check_unique(values: Collection[Any], describe: Callable[[Any], str], usage
 
 
 DEFAULT_OPTIONS = EvaluationOptions()
-"""An evaluation without further targets, prevalences or rules."""
+"""An evaluation without further targets, prevalences or rules, with heat maps."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dermkit.explanation.deletion import CurveSet, make_curves
 from dermkit.explanation.frames import to_image, to_input, weighted_mean
-from dermkit.explanation.heat_maps import HeatMap, MapMethod, NetExplainer
-from dermkit.explanation.random_net_check import N_RANDOM_NETS
+from dermkit.explanation.heat_maps import WINDOWS_PER_SIDE, HeatMap, MapMethod, NetExplainer
+from dermkit.explanation.random_net_check import CELLS, N_RANDOM_NETS, cell_means
 from dermkit.explanation.random_nets import random_net
 from dermkit.explanation.target import EvidenceTarget
 from dermkit.images.preprocess import resize_pixels
@@ -39,10 +39,17 @@ class ModelMap:
 
 
 class ModelExplainer:
-    """Makes heat maps of a model, and what they are checked with. batch_size: images of a forward pass, None = 16."""
+    """Makes heat maps of a model, and what they are checked with.
 
-    def __init__(self, predictor: Predictor, *, method: MapMethod = "auto", batch_size: int | None = None) -> None:
+    batch_size: images of a forward pass, None = 16. windows_per_side: of occlusion.
+    """
+
+    def __init__(
+        self, predictor: Predictor, *, method: MapMethod = "auto", batch_size: int | None = None,
+        windows_per_side: int = WINDOWS_PER_SIDE,
+    ) -> None:  # fmt: skip
         self._predictor, self._method, self._batch_size = predictor, method, batch_size or _BATCH_SIZE
+        self._windows_per_side = windows_per_side
         self._explainers = self._explain_nets(predictor.nets)
         resizings, self._resizing_of_member = distinct_resizings(predictor.members)
         self.resizings = resizings
@@ -53,9 +60,12 @@ class ModelExplainer:
 
     def _explain_nets(self, nets: Sequence[Net]) -> list[NetExplainer]:
         return [
-            NetExplainer(net, member.preprocessing, method=self._method, batch_size=self._batch_size)
+            NetExplainer(
+                net, member.preprocessing, method=self._method, batch_size=self._batch_size,
+                windows_per_side=self._windows_per_side,
+            )
             for net, member in zip(nets, self._predictor.members, strict=True)
-        ]
+        ]  # fmt: skip
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -116,6 +126,11 @@ class ModelExplainer:
     def input_maps(self, combined: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Return a map (h, w) in the frame of an image as each of the model's inputs shows it, (S, S) each."""
         return [to_input(np.nan_to_num(combined), preprocessing) for preprocessing in self.resizings]
+
+    def cells(self, model_map: ModelMap) -> NDArray[np.float32]:
+        """Return a map in the frame of the first input as means of its cells, (C, C): all that its check needs."""
+        values = np.nan_to_num(self.input_maps(model_map.combined)[0])
+        return np.asarray(cell_means(values, min(CELLS, len(values))), dtype=np.float32)
 
     def curves(
         self, inputs: Sequence[NDArray[np.uint8]], combined: NDArray[np.float32], target: EvidenceTarget,

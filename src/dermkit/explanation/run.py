@@ -24,9 +24,7 @@ from dermkit.explanation.nearest_cases import (
 from dermkit.explanation.overlay import blend_map, draw_overlay
 from dermkit.explanation.page import MAX_IMAGES_SHOWN, write_page
 from dermkit.explanation.random_net_check import (
-    CELLS,
     RandomNetCheck,
-    cell_means,
     compare_with_random_nets,
     image_correlations,
 )
@@ -266,8 +264,8 @@ def _explain_image(
     cell_maps: list[_CellMaps] = []
     if job.has_checks:
         rng = np.random.default_rng(number)
-        own = _cells(job, model_map)
-        others = [_cells(job, one) for one in job.explainer.random_maps(inputs, target, shape)]
+        own = job.explainer.cells(model_map)
+        others = [job.explainer.cells(one) for one in job.explainer.random_maps(inputs, target, shape)]
         correlations = image_correlations(own, others)
         cell_maps = [(own, others)]
         explanation = replace(
@@ -296,12 +294,6 @@ def _place_in_training(
 def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     """Return an image at the size of its overlay; a small one is not enlarged."""
     return thumbnail(pixels, min(_PICTURE_SIDE, max(pixels.shape[:2])))
-
-
-def _cells(job: _Job, model_map: "ModelMap") -> NDArray[np.float32]:
-    """Return a map in the frame of the first input as means of its cells, all that the comparison needs of it."""
-    values = np.nan_to_num(job.explainer.input_maps(model_map.combined)[0])
-    return np.asarray(cell_means(values, min(CELLS, len(values))), dtype=np.float32)
 
 
 def _share(job: _Job, image: ImageRef, opened: LesionImage, model_map: "ModelMap") -> LesionShare | None:

@@ -1,13 +1,14 @@
 """What a race found: the leaderboard of out-of-fold figures, the recipe that was chosen, and its model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dermkit.data.manifest import Dataset
 from dermkit.data.split import Split
 from dermkit.errors import DataError
+from dermkit.evaluation.options import DEFAULT_OPTIONS
 from dermkit.evaluation.selection import selected_among
 from dermkit.files import write_rows
 from dermkit.metrics.classification.scored_set import ScoredSet
@@ -97,7 +98,11 @@ def _write_model(recipe: FinishedRecipe, dataset: Dataset) -> _Final:
     def leave_test(_members: Sequence[Path]) -> None:
         withhold_test(parent, dataset, recipe.split)
 
-    summarise_repeats(parent, recipe.runs, monitor="val_balanced_accuracy", score_test=leave_test)
+    # Heat maps load every fold's net again, in a time that is planned for trainings.
+    summarise_repeats(
+        parent, recipe.runs, monitor="val_balanced_accuracy", score_test=leave_test,
+        options=replace(DEFAULT_OPTIONS, heat_maps=False),
+    )  # fmt: skip
     return _Final(recipe.name, out_of_fold(parent), parent, recipe.seconds)
 
 

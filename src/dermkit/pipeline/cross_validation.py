@@ -20,6 +20,7 @@ from dermkit.models.card import MAX_NETS, read_card
 from dermkit.models.checksums import expected_hashes
 from dermkit.models.ensemble import write_ensemble
 from dermkit.pipeline.next_steps import write_parent_next_steps
+from dermkit.progress import Progress
 from dermkit.recipes.schema import load_recipe, save_recipe
 from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import (
@@ -309,8 +310,13 @@ def _folds_text(n_members: int, n_folds: int) -> str:
     return f"each of the first {n_members} of {n_folds} folds, since a model holds no more nets"
 
 
-def evaluate_folds(parent: Path, *, options: EvaluationOptions = DEFAULT_OPTIONS) -> Path:
+def evaluate_folds(
+    parent: Path, *, options: EvaluationOptions = DEFAULT_OPTIONS, device: str = "auto",
+    progress: Progress | None = None,
+) -> Path:  # fmt: skip
     """Evaluate the pooled rows of the shown seed, as a run's are, and write the report; returns its path."""
     from dermkit.pipeline.run import evaluate_and_report
 
-    return evaluate_and_report(parent, RunFolder(parent).images_root(), options=options)
+    return evaluate_and_report(
+        parent, RunFolder(parent).images_root(), options=options, device=device, progress=progress
+    )

@@ -102,7 +102,7 @@ def ensemble(
     if weights == "equal" and choice.scheme == FITTED:
         choice = _equal_choice(choice, len(sources))
     progress.say(f"weights: {choice.reason}")
-    return _write(out, sources, scored_set, choice)
+    return _write(out, sources, scored_set, choice, progress)
 
 
 def _check_own_folder(out: Path) -> None:
@@ -130,7 +130,7 @@ def _scored_set(source: EnsembleSource) -> ScoredSet:
 
 
 def _write(
-    out: Path, sources: Sequence[EnsembleSource], scored_set: ScoredSet, choice: WeightChoice
+    out: Path, sources: Sequence[EnsembleSource], scored_set: ScoredSet, choice: WeightChoice, progress: Progress
 ) -> EnsembleOutcome:
     from dermkit.pipeline.run import evaluate_and_report
 
@@ -147,7 +147,7 @@ def _write(
         _write_figures(out / ENSEMBLE_TABLE, choice)
         RUN.write(out, _run_json(sources, run, {**description, "openings": openings}, choice))
         write_text(out / NEXT_STEPS_FILE, _next_steps(out, sources))
-        report = evaluate_and_report(out, run.images_root())
+        report = evaluate_and_report(out, run.images_root(), progress=progress)
     return EnsembleOutcome(out, report, tuple(_sentences(sources, choice)))
 
 

@@ -14,6 +14,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.seal import PartialOverlap, Seal, find_partial_overlaps, find_seal
 from dermkit.data.split import Split, division_bytes, tables_by_fold
 from dermkit.errors import DataError, UsageError
+from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import check_writable, fingerprint, sha256_bytes
 from dermkit.models.metadata import fit_metadata
 from dermkit.pipeline.data import resolve_split
@@ -36,6 +37,7 @@ class RunSettings:
 
     devices: processes on this machine, each with a device of its own; nodes: machines; workers: threads that prepare
     batches ahead, in each process. teacher: a run or model whose probabilities a recipe with `distil` learns.
+    heat_maps: whether runs get heat maps of their mistakes and best hits.
     """
 
     out: Path = Path("runs")
@@ -48,6 +50,12 @@ class RunSettings:
     teacher: Path | None = None
     command: str = ""
     """The command as it was typed, without --resume and --continue, for messages."""
+    heat_maps: bool = True
+
+    @property
+    def options(self) -> EvaluationOptions:
+        """Return the options of the evaluation that ends a training."""
+        return replace(DEFAULT_OPTIONS, heat_maps=self.heat_maps)
 
 
 @dataclass(frozen=True)

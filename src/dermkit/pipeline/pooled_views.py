@@ -58,7 +58,10 @@ def _take_choice(
     if has_views:
         write_report(run, images_root=plan.dataset.image_root)
     else:
-        evaluate_and_report(run, plan.dataset.image_root)
+        evaluate_and_report(
+            run, plan.dataset.image_root, options=machine.settings.options, device=machine.fabric.device.type,
+            progress=machine.progress,
+        )  # fmt: skip
     VIEW_CHOICE.write(run, {**document, "pooled": asdict(pooled), "applied": pooled.name})
 
 

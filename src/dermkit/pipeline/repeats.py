@@ -9,9 +9,16 @@ from typing import Any
 from dermkit.errors import DataError
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.files import write_rows
-from dermkit.pipeline.cross_validation import evaluate_folds, find_folds, pool_folds, write_final_ensemble
+from dermkit.pipeline.cross_validation import (
+    CrossValidation,
+    evaluate_folds,
+    find_folds,
+    pool_folds,
+    write_final_ensemble,
+)
 from dermkit.pipeline.saved_targets import keep_saved_targets
 from dermkit.pipeline.validation_values import monitored_metric, split_values, validation_value
+from dermkit.progress import Progress
 from dermkit.reporting.report import write_summary_report
 from dermkit.runs.folder import writing_into
 from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, SUMMARY_TABLE
@@ -41,24 +48,32 @@ def summarise_repeats(
     monitor: str,
     options: EvaluationOptions = DEFAULT_OPTIONS,
     score_test: Callable[[Sequence[Path]], None] | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> Path:
     """Write summary.json, summary.csv, the final model and a report; returns the folder.
 
     Repeats on one split: the final model is the best on validation, which is the same images for all. Folds: it is the
     ensemble of one seed's folds, whose rows are pooled and evaluated like a run's. options: of that evaluation.
     score_test: scores the test images beside folds with that ensemble; it gets the runs whose nets are its members.
+    device, progress: of the heat maps of pooled folds.
     """
     with writing_into(parent):
-        return _summarise(parent, runs, monitor, options, score_test)
+        folds = _summarise(parent, runs, monitor, score_test)
+        if folds is None:
+            write_summary_report(parent)
+        else:
+            evaluate_folds(parent, options=options, device=device, progress=progress)
+    return parent
 
 
 def _summarise(
     parent: Path,
     runs: Sequence[Path],
     monitor: str,
-    options: EvaluationOptions,
     score_test: Callable[[Sequence[Path]], None] | None,
-) -> Path:
+) -> CrossValidation | None:
+    """Write all but the report; returns the folds that these runs are, None for repeats on one split."""
     folds = find_folds(runs)
     pooled = None if folds is None else pool_folds(parent, folds)
     keep_saved_targets(parent)
@@ -72,11 +87,7 @@ def _summarise(
         }
     SUMMARY.write(parent, summary)
     _write_summary_csv(parent / SUMMARY_TABLE, summary)
-    if pooled is None:
-        write_summary_report(parent)
-    else:
-        evaluate_folds(parent, options=options)
-    return parent
+    return folds
 
 
 def _write_best_model(parent: Path, runs: Sequence[Path], monitor: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def evaluate(
     """
     progress, is_opening_allowed = progress or Progress(), _is_opening_allowed(open_test, dataset)
     is_run = dataset is None and predictions is None
-    _check_save_targets(options, is_run)
+    _check_run_options(options, is_run)
     _check_out(out, is_run)
     _check_split(split, probabilities, predictions, dataset)
     _check_malignancy(malignancy, predictions, dataset)
@@ -103,7 +103,7 @@ def _evaluate_again(
     from dermkit.pipeline.run import evaluate_and_report
 
     with writing_into(folder):
-        return evaluate_and_report(folder, RunFolder(folder).images_root(), options=options)
+        return evaluate_and_report(folder, RunFolder(folder).images_root(), options=options, progress=progress)
 
 
 def _check_alone(folder: Path | None, mapping: Path | None) -> None:
@@ -159,12 +159,23 @@ def _check_evaluable(folder: Path) -> None:
         )
 
 
-def _check_save_targets(options: EvaluationOptions, is_run: bool) -> None:
+def _check_run_options(options: EvaluationOptions, is_run: bool) -> None:
+    """Raise `UsageError` for options of a run folder that come with anything else."""
     if options.save_targets and not is_run:
         raise UsageError(
             "--save-targets: only for a run folder, whose validation images the targets are fitted on",
             remedy="name the run alone",
         )
+
+    if options.masks is None:
+        return
+    if not is_run:
+        raise UsageError(
+            "--masks: only for a run folder, whose mistakes get heat maps",
+            outcome="nothing was evaluated",
+            remedy="name the run alone; dermkit explain MODEL IMAGE... --masks MASKS takes any images",
+        )
+    check_folder(options.masks)
 
 
 def _check_out(out: Path | None, is_run: bool) -> None:
@@ -197,7 +208,7 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
         pipeline_open_test.open_test(folder, dataset, progress=progress)
         remove_opening_step(folder)
         with writing_into(folder):
-            return evaluate_and_report(folder, dataset.image_root, options=options)
+            return evaluate_and_report(folder, dataset.image_root, options=options, progress=progress)
     summary = SUMMARY.read(folder)
     runs = [folder / str(summary_row["folder"]) for summary_row in summary["runs"]]
     for number, run in enumerate(runs, start=1):
@@ -205,9 +216,9 @@ def _open_test(folder: Path, dataset: Dataset, progress: Progress, options: Eval
         pipeline_open_test.open_test(run, dataset, progress=progress)
         remove_opening_step(run)
         with writing_into(run):
-            evaluate_and_report(run, dataset.image_root, options=options)
+            evaluate_and_report(run, dataset.image_root, options=options, progress=progress)
     monitor = load_recipe(runs[0] / RECIPE_FILE).monitor
-    return summarise_repeats(folder, runs, monitor=monitor, options=options) / REPORT_FILE
+    return summarise_repeats(folder, runs, monitor=monitor, options=options, progress=progress) / REPORT_FILE
 
 
 @dataclass(frozen=True)

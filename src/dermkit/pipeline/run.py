@@ -222,7 +222,10 @@ def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine
         teacher=machine.settings.teacher,
     )  # fmt: skip
     LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
-    evaluate_and_report(plan.folder, plan.dataset.image_root)
+    evaluate_and_report(
+        plan.folder, plan.dataset.image_root, options=machine.settings.options,
+        device=machine.fabric.device.type, progress=progress,
+    )  # fmt: skip
 
 
 def _pixel_rows(split_table: pd.DataFrame, split_name: str, index: Mapping[str, int]) -> NDArray[np.int64]:
@@ -238,9 +241,16 @@ def evaluate_and_report(
     images: Path | None,
     *,
     options: EvaluationOptions = DEFAULT_OPTIONS,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> Path:
-    """Evaluate a scored folder and write its report with pictures from `images`; returns the report."""
+    """Evaluate a scored folder and write its report with pictures and heat maps from `images`; returns the report."""
+    from dermkit.explanation.run_maps import update_heat_maps
+
     evaluate_and_save_policy(folder, options=options)
+    update_heat_maps(
+        folder, images, is_wanted=options.heat_maps, masks=options.masks, device=device, progress=progress
+    )
     return write_report(folder, images_root=images)
 
 

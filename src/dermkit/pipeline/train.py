@@ -77,5 +77,7 @@ def train_recipe(
         score_test_by_ensemble(parent, members, plans[0], machine)
 
     return summarise_repeats(
-        parent, folders, monitor=recipe.monitor, score_test=score_test if has_test_beside else None
-    )
+        parent, folders, monitor=recipe.monitor, options=machine.settings.options,
+        score_test=score_test if has_test_beside else None, device=machine.fabric.device.type,
+        progress=machine.progress,
+    )  # fmt: skip

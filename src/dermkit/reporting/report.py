@@ -32,6 +32,7 @@ from dermkit.reporting.mistakes import PixelFinder, load_mistakes
 from dermkit.reporting.out_of_distribution import outlier_text
 from dermkit.reporting.paper_table import write_paper_table
 from dermkit.reporting.recipe_rows import flatten_json, recipe_rows
+from dermkit.reporting.run_heat_maps import read_heat_maps
 from dermkit.runs.belief import judge_belief
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
@@ -58,6 +59,7 @@ def write_report(run: Path, *, pixel_finder: PixelFinder | None = None, images_r
 def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root: Path | None) -> Path:
     mistake_table = run.figures_table(f"mistakes_{run.headline_split}.csv")
     mistake_table = pd.DataFrame() if mistake_table is None else mistake_table.map(undefused)
+    heat_maps = read_heat_maps(run)
     context = {
         **_report_context(run),
         "folds": None if run.pooled is None else _runs_context(run.path, SUMMARY.read(run.path)),
@@ -66,9 +68,11 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
         "panels": panel_stems(run.headline_split),
     }
     template = page_templates().get_template("report.html.j2")
+    if heat_maps is not None and len(mistake_table):  # these are shown with their maps
+        mistake_table = mistake_table[~mistake_table["image_id"].isin(list(heat_maps.mistake_ids))]
     mistakes = load_mistakes(mistake_table.head(max(THUMBNAIL_COUNTS)), pixel_finder, images_root)
     for count in THUMBNAIL_COUNTS:
-        html = template.render(**context, mistakes=mistakes[:count])
+        html = template.render(**context, mistakes=mistakes[:count], heat_maps=heat_maps)
         if len(html.encode()) < MAX_REPORT_BYTES:
             break
     from dermkit.reporting.paper_texts import write_paper_texts  # here, since the chain of imports to it is long

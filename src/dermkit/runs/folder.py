@@ -38,7 +38,7 @@ def writing_into(folder: Path) -> Iterator[None]:
     """
     with lock(folder, timeout=_LOCK_SECONDS):
         children = {path.name for path in folder.iterdir() if path.is_dir()}
-        sweep_temp(folder, skip=children - {layout.FIGURES_FOLDER, layout.MODEL_FOLDER})
+        sweep_temp(folder, skip=children - {layout.FIGURES_FOLDER, layout.MODEL_FOLDER, layout.HEAT_MAPS_FOLDER})
         yield
 
 

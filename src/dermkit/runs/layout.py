@@ -39,6 +39,9 @@ LADDER = JsonFile("ladder.json", 1)
 """What `ladder` measured: the rungs, their figures, and the differences between them."""
 COUNTERFACTUALS = JsonFile("counterfactuals.json", 1)
 """How the answers change with artefacts on the images, worst first; `is_complete` is false until all is written."""
+HEAT_MAPS = JsonFile("heat_maps.json", 1)
+"""Heat maps of a run's own mistakes and best hits: `split`, `key` of the answers that they are of, `is_complete`,
+`reason` why there are none ("" where there are some), and what a reader has to know of them."""
 
 OLD_POLICY_FILE = "decision.json"
 """What policy.json was called; an evaluation removes it."""
@@ -78,12 +81,16 @@ CHECKLISTS_FILE = "CHECKLISTS.md"
 LADDER_TABLE = "ladder.csv"
 LADDER_PAGE = "ladder.html"
 COUNTERFACTUALS_PAGE = "counterfactuals.html"
+HEAT_MAPS_TABLE = "heat_maps.csv"
+"""A row for each image that has a heat map: what it is, its answer, and the names of its pictures."""
 
 MODEL_FOLDER = "model"
 EXTERNAL_FOLDER = "external"
 """Evaluations of the run's model on other data sets."""
 COUNTERFACTUALS_FOLDER = "counterfactuals"
 """What `dermkit counterfactuals` writes of a run."""
+HEAT_MAPS_FOLDER = "heat_maps"
+"""Heat maps of a run's own mistakes and best hits, with their pictures."""
 TRIALS_FOLDER = "trials"
 """The runs of a grid, beside its tune.json."""
 RUNGS_FOLDER = "rungs"
