@@ -197,7 +197,7 @@ def test_the_report_shows_them_beside_the_images(evaluated: Path) -> None:
     html = (evaluated / "report.html").read_text()
     pictures = html.split('id="mistakes"')[1].split("</section>")[0].split('src="data:image/jpeg')
     assert len(pictures) - 1 == 2 * (3 + MAX_HITS), "each image and its map, and no mistake a second time"
-    assert "3 of 3 wrong answers, with heat maps" in html and "malignant missed" in pictures[2]
+    assert "The 3 costliest of 3 wrong answers, with heat maps" in html and "malignant missed" in pictures[2]
     assert (
         "evidence for melanoma" in html
         and "1: most in this image" in html
