@@ -205,7 +205,7 @@ def test_the_report_shows_them_beside_the_images(evaluated: Path) -> None:
     )
     assert "not why it is evidence, nor that the class is right" in html and "HiResCAM at layer" in html
     assert "Most of the map lies outside the lesion" in html and "with 3 random nets, n = 4 images" in html
-    assert "surest of" not in html
+    assert "surest of 3 wrong answers" not in html
     assert html.index("with heat maps") < html.index("<details><summary>3 of the surest right answers")
 
 
