@@ -19,7 +19,7 @@ from corner_net import BOTTOM_RIGHT, CLASSES, SIZE, TOP_LEFT, save_corner_model
 from dermkit.errors import UsageError
 from dermkit.evaluation.options import EvaluationOptions, parse_options
 from dermkit.explanation import model_maps, run_maps
-from dermkit.explanation.run_images import MAX_HITS, MAX_MISTAKES, choose_images
+from dermkit.explanation.run_images import MAX_HITS, MAX_MISTAKES, choose_run_images
 from dermkit.explanation.run_maps import update_heat_maps
 from dermkit.explanation.run_records import map_png
 from dermkit.files import write_rows
@@ -145,7 +145,7 @@ def rows_of(*rows: tuple[str, str, str, float]) -> pd.DataFrame:
 
 
 def chosen_ids(rows: pd.DataFrame, groups: dict[str, int] | None = None) -> list[str]:
-    return [image.image_id for image in choose_images(rows, ("a", "b", "malignant"), ["malignant"], groups)]
+    return [image.image_id for image in choose_run_images(rows, ("a", "b", "malignant"), ["malignant"], groups)]
 
 
 def test_missed_malignant_lesions_come_first_then_the_surest_then_the_best_hits_of_each_class() -> None:
@@ -155,7 +155,7 @@ def test_missed_malignant_lesions_come_first_then_the_surest_then_the_best_hits_
         ("a1", "a", "a", 0.97), ("found", "malignant", "malignant", 0.6),
     )  # fmt: skip
     assert chosen_ids(rows) == ["missed surely", "missed", "sure", "false alarm", "found", "a1", "b2"]
-    assert [image.is_missed for image in choose_images(rows, ("a", "b", "malignant"), ["malignant"], None)] == [
+    assert [image.is_missed for image in choose_run_images(rows, ("a", "b", "malignant"), ["malignant"], None)] == [
         True, True, *[False] * 5
     ]  # fmt: skip
 

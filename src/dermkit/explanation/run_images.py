@@ -40,7 +40,7 @@ class RunImage:
         return self.label != self.predicted
 
 
-def choose_images(
+def choose_run_images(
     rows: pd.DataFrame, class_names: Sequence[str], malignant: Collection[str], groups: Mapping[str, int] | None
 ) -> list[RunImage]:
     """Return the images of one split that get heat maps, mistakes first; at most one of each group (lesion, patient).

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dermkit.errors import DataError, DermkitError, ImageRejected, OutputError
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
-from dermkit.explanation.run_images import RunImage, choose_images
+from dermkit.explanation.run_images import RunImage, choose_run_images
 from dermkit.explanation.run_records import (
     MapFacts,
     MapPictures,
@@ -93,7 +93,7 @@ class _Job:
     def chosen(self) -> list[RunImage]:
         rows = self.run.predictions[self.run.predictions["split"] == self.split]
         positive = self.run.metrics.get("positive", [])
-        return choose_images(rows, self.run.class_names, positive, self.run.groups())
+        return choose_run_images(rows, self.run.class_names, positive, self.run.groups())
 
     @cached_property
     def images_by_model(self) -> dict[Path, list[RunImage]]:
