@@ -218,7 +218,11 @@ def test_the_same_bytes_twice_and_nothing_anew_for_the_same_answers(
         update_heat_maps(run, photographs)
     assert contents(run / "heat_maps") == before, "those with masks stay"
     stamp = (run / "heat_maps" / "heat_maps.json").stat().st_mtime_ns
-    update_heat_maps(run, photographs, masks=run.parent, device="cpu")  # masks make them anew; here are none
+    said: list[str] = []
+    update_heat_maps(run, photographs, masks=run.parent, device="cpu", progress=dk.Progress(say=said.append))
+    assert said == [f"warning: {run.parent}: holds no mask of these images that can be used"], (
+        "made anew for masks"
+    )
     assert (run / "heat_maps" / "heat_maps.json").stat().st_mtime_ns > stamp
     plain = contents(run / "heat_maps")
     shutil.rmtree(run / "heat_maps")
@@ -294,6 +298,17 @@ def test_a_net_that_cannot_be_explained_ends_no_run(
     heat_maps = shown(run)
     assert heat_maps is not None and heat_maps.reason == "they could not be made: out of memory"
     assert "warning: no heat maps: they could not be made: out of memory" in said
+
+
+def test_what_was_deleted_is_made_again_and_a_broken_model_ends_nothing(run: Path, photographs: Path) -> None:
+    (run / "heat_maps" / "heat_maps.csv").unlink()
+    assert shown(run) is None
+    update_heat_maps(run, photographs, device="cpu")
+    assert len(table_of(run)) == 3 + MAX_HITS
+    (run / "model" / "SHA256SUMS").unlink()
+    update_heat_maps(run, photographs, device="cpu")
+    heat_maps = shown(run)
+    assert heat_maps is not None and "SHA256SUMS is missing" in heat_maps.reason
 
 
 def test_without_captum_a_run_has_none(run: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

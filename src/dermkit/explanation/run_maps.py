@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.errors import DataError, DermkitError, ImageRejected, OutputError
+from dermkit.errors import DataError, DermkitError, ImageRejected, OutputError, UntrustedError
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.explanation.run_images import RunImage, choose_run_images
@@ -34,7 +34,7 @@ from dermkit.progress import Progress
 from dermkit.render.sheets import jpeg_bytes, thumbnail
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import HEAT_MAPS, HEAT_MAPS_FOLDER, MODEL_FOLDER, SUMMARY
+from dermkit.runs.layout import HEAT_MAPS, HEAT_MAPS_FOLDER, HEAT_MAPS_TABLE, MODEL_FOLDER, SUMMARY
 
 if TYPE_CHECKING:
     from dermkit.explanation.model_maps import ModelExplainer
@@ -61,9 +61,8 @@ def update_heat_maps(
         return
     with saved_content(folder):
         job = _Job(RunFolder(folder), images, masks, device, progress)
-        saved = HEAT_MAPS.read_optional(job.out)
-        is_same = saved.get("key") == job.key
-    if is_same and masks is None and (saved["is_complete"] or job.why_none or not is_wanted):
+        is_current = _is_current(job, is_wanted=is_wanted)
+    if is_current:
         return
     if is_wanted:
         _make_and_write(job)
@@ -139,11 +138,23 @@ class _Job:
         return bool(self.run.seal) and self.run.seal["opening_number"] is None
 
 
+def _is_current(job: _Job, *, is_wanted: bool) -> bool:
+    """Return whether what is saved is of these answers, and nothing better can or shall be made now."""
+    saved = HEAT_MAPS.read_optional(job.out)
+    if saved.get("key") != job.key or job.masks is not None:
+        return False
+    if saved["is_complete"] and not (job.out / HEAT_MAPS_TABLE).is_file():
+        return False
+    return bool(saved["is_complete"] or job.why_none or not is_wanted)
+
+
 def _net_hashes(model: Path) -> list[tuple[str, ...]]:
-    """Return the hashes of a model's nets; of one that is gone, none."""
-    if not model.is_dir():
+    """Return the hashes of a model's nets; of one that is gone or not trusted none, as loading it will say."""
+    try:
+        hashes_by_name = expected_hashes(model)
+    except UntrustedError:
         return []
-    return [hashes for name, hashes in sorted(expected_hashes(model).items()) if name.endswith(".safetensors")]
+    return [hashes for name, hashes in sorted(hashes_by_name.items()) if name.endswith(".safetensors")]
 
 
 def _make_and_write(job: _Job) -> None:
@@ -188,6 +199,8 @@ def _map_all(job: _Job) -> tuple[list[RunImageMap], MapFacts]:
             maps[image], cells = _map_image(job, predictor, explainer, image, is_checked=is_checked)
             cell_maps += cells
             job.progress.step("heat maps", len(maps), len(job.chosen))
+    if job.masks is not None and all(one.share is None for one in maps.values()):
+        job.progress.say(f"warning: {job.masks}: holds no mask of these images that can be used")
     facts = facts.with_check(compare_with_random_nets(cell_maps) if cell_maps else None)
     return [maps[image] for image in job.chosen], facts
 

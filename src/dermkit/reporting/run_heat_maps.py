@@ -60,7 +60,7 @@ class RunHeatMaps:
 
 
 def read_heat_maps(run: RunFolder) -> RunHeatMaps | None:
-    """Return a run's heat maps; None where none were made, or those that are there are of another split.
+    """Return a run's heat maps; None where none were made, their table is gone, or they are of another split.
 
     Raises `DataError` for a broken file.
     """
@@ -70,6 +70,8 @@ def read_heat_maps(run: RunFolder) -> RunHeatMaps | None:
         return None
     if content["reason"]:
         return RunHeatMaps(reason=str(content["reason"]))
+    if not (folder / HEAT_MAPS_TABLE).is_file():
+        return None
     table = read_table(folder / HEAT_MAPS_TABLE, *_COLUMNS).map(undefused)
     rows = [(row["kind"], _item(folder, row)) for row in table.to_dict("records")]
     check = content["random_nets"] or {}
