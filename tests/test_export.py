@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from dermkit.models.checksums import check_hashes
 from dermkit.models.engines import graph, packages
 from dermkit.models.engines.graph import PixelNet
 from dermkit.models.engines.packages import check_packages
-from dermkit.models.engines.sessions import NetOutputs, OnnxRuntimeSession, OpenVinoSession
+from dermkit.models.engines.sessions import NetOutputs, OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.models.ensemble import write_ensemble
 from dermkit.models.metadata import MetadataEncoder
 from dermkit.models.net import Net, build_net
@@ -301,9 +303,9 @@ def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
     monkeypatch.setattr(export_run, "_write_net", copy_net)
     out = tmp_path / "out"
     export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
-    (out / "old.txt").write_text("of the first export")
+    number = out.stat().st_ino
     export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
-    assert not (out / "old.txt").exists(), "an earlier export is replaced as a whole"
+    assert out.stat().st_ino != number, "an earlier export is replaced as a whole"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(DataError, match="none of 1 files"):
         export_model(ensemble, to="onnx", out=out, images=[str(photographs / "broken.png")])
@@ -375,6 +377,47 @@ def test_a_folder_of_other_files_is_not_written_into(ensemble: Path, tmp_path: P
     with pytest.raises(UsageError, match=r"is not empty and is not an exported model"):
         export_model(ensemble, to="onnx", out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_files_of_others_beside_an_earlier_export_stay(exported: Path, ensemble: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(exported, tmp_path / "out"))
+    (out / "notes.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"holds notes.txt beside an earlier export"):
+        export_model(ensemble, to="onnx", out=out)
+    assert (out / "notes.txt").read_text() == "years of work" and (out / "net-2.onnx").is_file()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_threads_share_a_session(exported: Path, engine: str) -> None:
+    pytest.importorskip(engine)
+    path, rng = exported / "net-1.onnx", np.random.default_rng(0)
+    session: Session = OnnxRuntimeSession(path) if engine == "onnxruntime" else OpenVinoSession(path, n_threads=2)
+    batches = [rng.integers(0, 256, (1 + number % 3, 32, 32, 3), dtype=np.uint8) for number in range(24)]
+    alone = [session(batch).logits for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: session(batch).logits, batches))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_telemetry_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    packages.load_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    packages.load_onnxruntime()
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "0", "a user who asks for it gets it"
+
+
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    pytest.importorskip("openvino")
+    script = (
+        "import sys\nfrom dermkit.models.engines.packages import load_openvino\nload_openvino()\n"
+        "print(sys.modules['openvino_telemetry'], 'openvino.tools.ovc.telemetry_stub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["None", "True"], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dermkit.errors import UsageError, did_you_mean
+from dermkit.errors import UsageError, did_you_mean, first_of
 from dermkit.export.document import (
     EXPORT,
     ONNX_FORMAT,
@@ -32,7 +32,7 @@ from dermkit.files import (
     write_text,
 )
 from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, card_text
-from dermkit.models.checksums import write_checksums
+from dermkit.models.checksums import CHECKSUM_FILE, expected_hashes, write_checksums
 from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.prediction.locate import check_model_folder
@@ -80,7 +80,7 @@ def export_model(
     _check_format(to)
     check_packages(_PACKAGES[to], purpose=f"export --to {to}", extra="export")
     check_model_folder(model)
-    check_output(out, marker=EXPORT.name, description="an exported model")
+    _check_out(out)
     parity_images = choose_images(model, images)
     from dermkit.prediction.predictor import load_model
 
@@ -107,6 +107,21 @@ def _check_format(to: str) -> None:
         outcome="nothing was written",
         remedy=f"one of {', '.join(SUFFIXES)}",
     )
+
+
+def _check_out(out: Path) -> None:
+    """Raise `UsageError` unless `out` is new, empty or an earlier export alone: it is replaced as a whole."""
+    check_output(out, marker=EXPORT.name, description="an exported model")
+    if not EXPORT.exists(out):
+        return
+    listed = expected_hashes(out) if (out / CHECKSUM_FILE).is_file() else {}
+    others = sorted({path.name for path in out.iterdir()} - {CHECKSUM_FILE, *listed})
+    if others:
+        raise UsageError(
+            f"{out}: holds {first_of(others, 3)} beside an earlier export, which a new one would replace as a whole",
+            outcome="everything there",
+            remedy="name a new folder with --out, or move these files",
+        )
 
 
 def _write_net(predictor: "Predictor", number: int, to: str, folder: Path) -> None:
