@@ -168,7 +168,7 @@ def test_occlusion_of_a_linear_net_is_its_formula() -> None:
     linear = nn.Linear(3 * size * size, 2).double()
     net = nn.Sequential(nn.Flatten(), linear)
     x = torch.randn(1, 3, size, size, dtype=torch.float64)
-    evidence = occlusion_evidence(net, x, EvidenceTarget(1), batch_size=7)
+    evidence = occlusion_evidence(x, lambda z: log_odds(net(z), EvidenceTarget(1)), batch_size=7)
     weight = (linear.weight[1] - linear.weight[0]).detach().reshape(3, size, size)
     loss = (weight * (x[0] - x[0].mean(dim=(1, 2), keepdim=True))).sum(0).numpy()
     total, count = np.zeros((size, size)), np.zeros((size, size))

@@ -13,6 +13,8 @@ from dermkit.cli.train import DeviceOption
 class _Method(StrEnum):
     AUTO = "auto"
     GRADIENT = "gradient"
+    GRADIENT_ROLLOUT = "gradient-rollout"
+    ROLLOUT = "rollout"
     OCCLUSION = "occlusion"
 
 
@@ -31,8 +33,9 @@ def explain_command(
     method: Annotated[
         _Method,
         typer.Option(
-            help="gradient: Grad-CAM or HiResCAM at the net's last map; occlusion: hide windows, for any net; auto: "
-            "gradient where the net's family is known."
+            help="gradient: Grad-CAM or HiResCAM at the net's last map; gradient-rollout: attention of all blocks of a "
+            "ViT, weighted by gradients; rollout: the same without a class; occlusion: hide windows, for any net; "
+            "auto: gradient where the net's family is known."
         ),
     ] = _Method.AUTO,
     masks: Annotated[

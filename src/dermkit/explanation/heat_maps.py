@@ -1,4 +1,4 @@
-"""Heat maps of one net for one image, through captum: by gradients at a layer, or by occlusion without any.
+"""Heat maps of one net for one image: by gradients at a layer, by attention, or by occlusion without any gradient.
 
 Both explain the log-odds of a class (against all others, or against one): a shift of all logits, which changes no
 probability, then changes no map. Shapes: S x S pixels of the net's input, N images, K classes.
@@ -7,7 +7,7 @@ probability, then changes no map. Shapes: S x S pixels of the net's input, N ima
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,13 +16,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dermkit.errors import UsageError
-from dermkit.explanation.layers import MapLayer, find_map_layer, grid_view, why_no_gradient
-from dermkit.explanation.target import EvidenceTarget
+from dermkit.explanation.attention_rollout import (
+    ROLLOUT_NAMES,
+    RolloutMethod,
+    reads_class_token,
+    rollout_evidence,
+    why_no_rollout,
+)
+from dermkit.explanation.layers import MapLayer, find_map_layer, grid_view, why_no_gradient, why_no_head_gradient
+from dermkit.explanation.target import EvidenceTarget, MapMethod
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.inference import check_finite, exact_float32, normalise_on_device
 from dermkit.models.net import Net
 
-MapMethod = Literal["auto", "gradient", "occlusion"]
+NetScore = Callable[[Tensor], Tensor]
+"""Inputs (N, 3, S, S) float32 -> what is explained of each, (N,)."""
+
 HeatMap = NDArray[np.float32]
 """(S, S) float32 in [0, 1], 1 where the evidence is largest; 0 everywhere where there is none."""
 
@@ -36,41 +45,65 @@ COARSE_WINDOWS_PER_SIDE = 4
 class NetExplainer:
     """Makes heat maps of one net, which is the same after each; not for several threads at once.
 
-    method: `auto` takes gradients where the table of layers knows the net. name: of the chosen method, `layer`: where
+    method: `auto` takes gradient-weighted attention roll-out for a net that reads a class token, else gradients at a
+    layer where the table knows the net, else occlusion. name: of the chosen method, `layer`: where
     gradients are taken, "" without. reason: why there are no gradients, "" where there are or none were wanted.
-    windows_per_side: of occlusion. Raises `UsageError` where gradients are wanted and cannot be had.
+    windows_per_side: of occlusion. Raises `UsageError` where a method is wanted that the net cannot have.
     """
 
     def __init__(
         self, net: Net, preprocessing: Preprocessing, *, method: MapMethod, batch_size: int,
         windows_per_side: int = WINDOWS_PER_SIDE,
     ) -> None:  # fmt: skip
-        self.reason = "" if method == "occlusion" else why_no_gradient(net)
-        if self.reason and method == "gradient":
-            raise UsageError(
-                f"--method gradient: {self.reason}",
-                outcome="nothing was explained",
-                remedy="--method occlusion, or auto",
-            )
-        self._preprocessing, self._device = preprocessing, next(net.parameters()).device
-        layer = None if method == "occlusion" or self.reason else find_map_layer(net)
-        if layer is None:
-            self.name, self.layer = "occlusion", ""
-            self._attribute: Callable[[Tensor, EvidenceTarget], Tensor] = partial(
-                occlusion_evidence, net, batch_size=batch_size, windows_per_side=windows_per_side
-            )
-            return
-        self.name, self.layer = layer.method, layer.name
-        self._attribute = partial(_gradient_evidence, net, layer)
+        chosen, self.reason = choose_method(net, method)
+        self._net, self._preprocessing, self._device = net, preprocessing, next(net.parameters()).device
+        self.name: str = chosen
+        self.layer = ""
+        self._attribute: Callable[[Tensor, NetScore], Tensor]
+        if chosen == "gradient" and (layer := find_map_layer(net)) is not None:
+            self.name, self.layer = layer.method, layer.name
+            self._attribute = partial(_gradient_evidence, net, layer)
+        elif chosen == "gradient-rollout" or chosen == "rollout":
+            self.name = ROLLOUT_NAMES[chosen]
+            self._attribute = partial(rollout_evidence, net, method=chosen)
+        else:
+            self._attribute = partial(occlusion_evidence, batch_size=batch_size, windows_per_side=windows_per_side)
 
-    def __call__(self, pixels: NDArray[np.uint8], target: EvidenceTarget) -> HeatMap:
-        """Return the heat map of resized pixels (S, S, 3) uint8. target: in the order of the net's columns."""
+    def __call__(
+        self, pixels: NDArray[np.uint8], target: EvidenceTarget, metadata: NDArray[np.float32] | None = None
+    ) -> HeatMap:
+        """Return the heat map of resized pixels (S, S, 3) uint8.
+
+        target: in the order of the net's columns. metadata: encoded for the net, (1, M), None = all unknown.
+        """
         with exact_float32(self._device):
             batch = torch.from_numpy(pixels[None]).to(self._device)
             inputs = normalise_on_device(batch, self._preprocessing).contiguous()
-            evidence = self._attribute(inputs, target)
+            vector = None if metadata is None else torch.from_numpy(metadata).to(self._device)
+            evidence = self._attribute(inputs, partial(_score, self._net, target, vector))
         check_finite(evidence[None], "the heat map")
         return scale_to_one(evidence.cpu().numpy())
+
+
+def choose_method(net: Net, method: MapMethod) -> tuple[MapMethod, str]:
+    """Return the method for a net, and why `auto` takes no gradients, "" if it does; raises `UsageError` else."""
+    if method == "occlusion":
+        return method, ""
+    if method in get_args(RolloutMethod):
+        reason = (why_no_head_gradient(net) if method == "gradient-rollout" else "") or why_no_rollout(net)
+    else:
+        reason = why_no_gradient(net)
+    if method == "auto" and not reason:
+        # Of mean-pooled nets the residuals carry most evidence past the attention; decision 0015 has the measurements.
+        is_rollout = not why_no_rollout(net) and reads_class_token(net)
+        return ("gradient-rollout" if is_rollout else "gradient"), ""
+    if not reason:
+        return method, ""
+    if method == "auto":
+        return "occlusion", reason
+    raise UsageError(
+        f"--method {method}: {reason}", outcome="nothing was explained", remedy="--method occlusion, or auto"
+    )
 
 
 def scale_to_one(evidence: NDArray[np.floating]) -> HeatMap:
@@ -89,12 +122,14 @@ def log_odds(logits: Tensor, target: EvidenceTarget) -> Tensor:
     return own - logits[:, others].logsumexp(dim=1)
 
 
-def _gradient_evidence(net: Net, layer: MapLayer, inputs: Tensor, target: EvidenceTarget) -> Tensor:
+def _score(net: Net, target: EvidenceTarget, metadata: Tensor | None, x: Tensor) -> Tensor:
+    """Return what a map explains, the log-odds of the target's class, (N,). x: (N, 3, S, S); metadata: (1, M)."""
+    vectors = None if metadata is None else metadata.expand(len(x), -1)
+    return log_odds(net(x, vectors), target)
+
+
+def _gradient_evidence(net: Net, layer: MapLayer, inputs: Tensor, score: NetScore) -> Tensor:
     """Return the evidence at each pixel, (S, S), from gradients at a layer. inputs: (1, 3, S, S) float32."""
-
-    def score(x: Tensor) -> Tensor:
-        return log_odds(net(x), target)
-
     with grid_view(net, layer) as grid:
         attribution = LayerGradCam(score, grid) if layer.is_pooled else LayerGradientXActivation(score, grid)
         evidence = attribution.attribute(inputs.requires_grad_(True)).detach().sum(dim=1, keepdim=True)
@@ -104,10 +139,9 @@ def _gradient_evidence(net: Net, layer: MapLayer, inputs: Tensor, target: Eviden
 
 
 def occlusion_evidence(
-    net: torch.nn.Module, inputs: Tensor, target: EvidenceTarget, *, batch_size: int,
-    windows_per_side: int = WINDOWS_PER_SIDE,
-) -> Tensor:  # fmt: skip
-    """Return at each pixel by how much the log-odds fall, on average over the windows that hide it, (S, S).
+    inputs: Tensor, score: NetScore, *, batch_size: int, windows_per_side: int = WINDOWS_PER_SIDE
+) -> Tensor:
+    """Return at each pixel by how much the score falls, on average over the windows that hide it, (S, S).
 
     inputs: (1, 3, S, S) float32. A window is filled with the image's mean colour.
     """
@@ -115,7 +149,7 @@ def occlusion_evidence(
     window = math.ceil(size / windows_per_side)
     mean_colour = inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs)
     with torch.no_grad():
-        evidence: Tensor = Occlusion(lambda x: log_odds(net(x), target)).attribute(
+        evidence: Tensor = Occlusion(score).attribute(
             inputs,
             sliding_window_shapes=(inputs.shape[1], window, window),
             strides=(inputs.shape[1], max(1, window // 2), max(1, window // 2)),

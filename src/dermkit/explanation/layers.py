@@ -84,11 +84,18 @@ def find_map_layer(net: Net) -> MapLayer | None:
 
 
 def why_no_gradient(net: Net) -> str:
-    """Return why a net can have no gradient-based map, "" if it can."""
-    if isinstance(net.head, ClassifierHead) and not isinstance(net.head, LogisticHead | SvmHead):
-        return "the classifier on its features has no useful gradient"
+    """Return why a net can have no gradient at a layer of the table, "" if it can."""
+    if reason := why_no_head_gradient(net):
+        return reason
     if find_map_layer(net) is None:
         return f"the table of layers does not know its family ({family_of(net)})"
+    return ""
+
+
+def why_no_head_gradient(net: Net) -> str:
+    """Return why a net's output has no gradient, "" if it has."""
+    if isinstance(net.head, ClassifierHead) and not isinstance(net.head, LogisticHead | SvmHead):
+        return "the classifier on its features has no useful gradient"
     return ""
 
 

@@ -20,6 +20,8 @@ EXPLAIN = JsonFile("explain.json", 2, {1: lambda document: {**document, "nearest
 EXPLANATIONS_TABLE, CURVES_TABLE, CURVES_PICTURE = "explanations.csv", "curves.csv", "curves.png"
 REFUSED_TABLE, EXPLAIN_PAGE = "refused.csv", "explain.html"
 OVERLAY_FOLDER, MAP_FOLDER = "overlays", "maps"
+ROLLOUT_NAME = "attention roll-out"
+"""The one method whose maps are of no class."""
 
 _COLUMNS = (
     "image_id", "path", "predicted", "class", "against", "p", "p_against", "method", "layer", "random_net_correlation",
@@ -74,6 +76,10 @@ class ImageExplanation:
         notes = (
             [] if self.has_evidence else [f"Nothing in the image speaks for {self.class_name}: the map is empty."]
         )
+        if ROLLOUT_NAME in self.method.split(", "):
+            notes.append(
+                "Attention roll-out is the same for every class: it shows where the net attends, no evidence."
+            )
         if self.share is not None and self.share.sentence:
             notes.append(self.share.sentence)
         if self.seen < 0.995:

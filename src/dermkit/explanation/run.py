@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,7 @@ from dermkit.explanation.records import (
     unknown_metadata_sentence,
     write_tables,
 )
-from dermkit.explanation.target import EvidenceTarget, TargetChoice, choose_target
+from dermkit.explanation.target import EvidenceTarget, MapMethod, TargetChoice, choose_target
 from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_bytes, write_rows
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.lesion_masks import LesionShare, Mask, find_mask, lesion_share, read_mask
@@ -100,7 +100,7 @@ def explain(
     out: Path = Path("explanations"),
     class_name: str | None = None,
     against: str | None = None,
-    method: Literal["auto", "gradient", "occlusion"] = "auto",
+    method: MapMethod = "auto",
     masks: Path | None = None,
     checks: bool = True,
     device: str = "auto",
@@ -111,10 +111,10 @@ def explain(
     """Map where a model finds evidence for a class: overlays, maps, explanations.csv, explain.json, explain.html.
 
     images: files, folders, patterns. class_name: the class to explain, None = the predicted one of each image. against:
-    the class to set it against, None = all others. method: `gradient`, `occlusion`, or `auto`, gradients where the
-    table of layers knows the net. masks: a folder of lesion masks, PNG by image name. checks: compare with random nets,
-    and draw deletion and insertion curves. device: auto, cpu or cuda. batch_size: pictures per forward pass. raw: names
-    that a spreadsheet would compute stay as they are.
+    the class to set it against, None = all others. method: of the maps (docs/explain.md); `auto` takes gradients where
+    the table of layers knows the net. masks: a folder of lesion masks, PNG by image name. checks: compare with random
+    nets, and draw deletion and insertion curves. device: auto, cpu or cuda. batch_size: pictures per forward pass. raw:
+    names that a spreadsheet would compute stay as they are.
 
     Raises `UsageError` for an unknown class or option and for an `out` that holds other things, `UntrustedError` for
     the model, `DataError` where no image can be read or a mask does not fit its image; all before the first map.
@@ -127,7 +127,7 @@ def explain(
 class _ExplainOptions:
     class_name: str | None
     against: str | None
-    method: Literal["auto", "gradient", "occlusion"]
+    method: MapMethod
     masks: Path | None
     checks: bool
     device: str
@@ -157,8 +157,8 @@ def _prepare(
 ) -> tuple[_Job, list[ImageRef]]:
     """Check the arguments, cheap ones first, and load the model; returns it with the list of images."""
     _check_captum()
-    if options.method not in ("auto", "gradient", "occlusion"):
-        raise UsageError(f"--method {options.method}: unknown", remedy="one of auto, gradient, occlusion")
+    if options.method not in get_args(MapMethod):
+        raise UsageError(f"--method {options.method}: unknown", remedy=f"one of {', '.join(get_args(MapMethod))}")
     check_model_folder(model)
     masks = options.masks
     if masks is not None:

@@ -1,15 +1,23 @@
-"""What a heat map is evidence of: one class against all others, or against one. Without torch.
+"""What a heat map is evidence of: one class against all others, or against one; and by which method. Without torch.
 
 Shapes: N images, K classes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from dermkit.errors import UsageError, did_you_mean
 from dermkit.metrics.stats.arrays import Floats
+
+MapMethod = Literal["auto", "gradient", "gradient-rollout", "rollout", "occlusion"]
+"""`auto` chooses; the others are the options of `--method` (docs/explain.md)."""
+
+
+ROLLOUT_NAME = "attention roll-out"
+"""The one method whose maps are of no class."""
 
 
 @dataclass(frozen=True)
