@@ -89,7 +89,9 @@ def test_the_corner_net_is_explained_by_its_corner(corner_model: Path, photos: P
 def test_a_map_of_the_image_alone_fails_the_check(
     corner_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def texture(self: object, pixels: NDArray[np.uint8], target: object) -> NDArray[np.float32]:
+    def texture(
+        self: object, pixels: NDArray[np.uint8], target: object, metadata: object = None
+    ) -> NDArray[np.float32]:
         return heat_maps.scale_to_one(np.abs(pixels[..., 0] - 128.0))
 
     monkeypatch.setattr(heat_maps.NetExplainer, "__call__", texture)

@@ -18,6 +18,23 @@ class _Method(StrEnum):
     OCCLUSION = "occlusion"
 
 
+MethodOption = Annotated[
+    _Method,
+    typer.Option(
+        help="gradient: Grad-CAM or HiResCAM at the net's last map; gradient-rollout: attention of all blocks of a "
+        "ViT, weighted by gradients; rollout: the same without a class; occlusion: hide windows, for any net; "
+        "auto: what suits the net (docs/explain.md)."
+    ),
+]
+ImageMetadataOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="A table with the columns image, age, sex, site, for a model that takes them (docs/predict.md): maps with "
+        "them, and what each weighs."
+    ),
+]
+
+
 def explain_command(
     model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns such as 'photos/*.jpg'.")],
@@ -30,18 +47,12 @@ def explain_command(
         str | None,
         typer.Option(help="Show what speaks for the class against this one (default: against all others)."),
     ] = None,
-    method: Annotated[
-        _Method,
-        typer.Option(
-            help="gradient: Grad-CAM or HiResCAM at the net's last map; gradient-rollout: attention of all blocks of a "
-            "ViT, weighted by gradients; rollout: the same without a class; occlusion: hide windows, for any net; "
-            "auto: gradient where the net's family is known."
-        ),
-    ] = _Method.AUTO,
+    method: MethodOption = _Method.AUTO,
     masks: Annotated[
         Path | None,
         typer.Option(help="A folder of lesion masks, PNG by image name: how much of each map lies in the lesion."),
     ] = None,
+    metadata: ImageMetadataOption = None,
     no_checks: Annotated[
         bool,
         typer.Option(
@@ -59,7 +70,7 @@ def explain_command(
     with progress_bar() as progress:
         outcome = explain(
             model, images, out=out, class_name=class_name, against=against, method=method.value, masks=masks,
-            checks=not no_checks, device=device, batch_size=batch_size, raw=raw, progress=progress,
+            metadata=metadata, checks=not no_checks, device=device, batch_size=batch_size, raw=raw, progress=progress,
         )  # fmt: skip
     plural = "s" * (outcome.n_explained != 1)
     echo(f"{outcome.n_explained} image{plural} explained: {outcome.page}")

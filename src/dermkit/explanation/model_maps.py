@@ -3,21 +3,23 @@
 Shapes: S x S pixels of a net's input, h x w of the picture of an image, K classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.explanation.deletion import CurveSet, make_curves
 from dermkit.explanation.frames import to_image, to_input, weighted_mean
-from dermkit.explanation.heat_maps import WINDOWS_PER_SIDE, HeatMap, MapMethod, NetExplainer
+from dermkit.explanation.heat_maps import WINDOWS_PER_SIDE, HeatMap, NetExplainer
 from dermkit.explanation.random_net_check import CELLS, N_RANDOM_NETS, cell_means
 from dermkit.explanation.random_nets import random_net
-from dermkit.explanation.target import EvidenceTarget
+from dermkit.explanation.target import EvidenceTarget, MapMethod
 from dermkit.images.preprocess import resize_pixels
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.models.members import distinct_resizings
+from dermkit.models.members import distinct_resizings, encode_for_members
 from dermkit.models.net import Net
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.prediction.predictor import Predictor
@@ -87,20 +89,27 @@ class ModelExplainer:
         return [resize_pixels(pixels, preprocessing) for preprocessing in self.resizings]
 
     def map_image(
-        self, inputs: Sequence[NDArray[np.uint8]], target: EvidenceTarget, shape: tuple[int, int]
-    ) -> ModelMap:
-        """Return the map of one image. inputs: as `resize` gives them. shape: (h, w) of its picture."""
-        return self._map_with(self._explainers, inputs, target, shape)
+        self, inputs: Sequence[NDArray[np.uint8]], target: EvidenceTarget, shape: tuple[int, int],
+        metadata: pd.DataFrame | None = None,
+    ) -> ModelMap:  # fmt: skip
+        """Return the map of one image. inputs: as `resize` gives them. shape: (h, w) of its picture.
+
+        metadata: one row with the columns age, sex and site that the model takes, "" = unknown; None = all unknown.
+        """
+        return self._map_with(self._explainers, inputs, target, shape, metadata)
 
     def random_maps(
-        self, inputs: Sequence[NDArray[np.uint8]], target: EvidenceTarget, shape: tuple[int, int]
-    ) -> list[ModelMap]:
+        self, inputs: Sequence[NDArray[np.uint8]], target: EvidenceTarget, shape: tuple[int, int],
+        metadata: pd.DataFrame | None = None,
+    ) -> list[ModelMap]:  # fmt: skip
         """Return the maps of the model's nets with random weights, for `N_RANDOM_NETS` draws of them."""
         if not self._random_explainers:
             self._random_explainers = [
                 self._explain_nets(self._random_nets(seed)) for seed in range(N_RANDOM_NETS)
             ]
-        return [self._map_with(explainers, inputs, target, shape) for explainers in self._random_explainers]
+        return [
+            self._map_with(explainers, inputs, target, shape, metadata) for explainers in self._random_explainers
+        ]
 
     def _random_nets(self, seed: int) -> list[Net]:
         n_classes = len(self._predictor.classes)
@@ -113,12 +122,15 @@ class ModelExplainer:
 
     def _map_with(
         self, explainers: Sequence[NetExplainer], inputs: Sequence[NDArray[np.uint8]], target: EvidenceTarget,
-        shape: tuple[int, int],
+        shape: tuple[int, int], metadata: pd.DataFrame | None,
     ) -> ModelMap:  # fmt: skip
         members = self._predictor.members
+        vectors = encode_for_members(members, metadata)
         maps = tuple(
-            explainer(inputs[resizing], target.for_columns(member.class_order))
-            for explainer, member, resizing in zip(explainers, members, self._resizing_of_member, strict=True)
+            explainer(inputs[resizing], target.for_columns(member.class_order), vector)
+            for explainer, member, resizing, vector in zip(
+                explainers, members, self._resizing_of_member, vectors, strict=True
+            )
         )
         framed = [to_image(one, member.preprocessing, shape) for one, member in zip(maps, members, strict=True)]
         return ModelMap(maps, weighted_mean(framed, [member.weight for member in members]))
@@ -134,13 +146,19 @@ class ModelExplainer:
 
     def curves(
         self, inputs: Sequence[NDArray[np.uint8]], combined: NDArray[np.float32], target: EvidenceTarget,
-        rng: np.random.Generator,
+        rng: np.random.Generator, metadata: pd.DataFrame | None = None,
     ) -> CurveSet:  # fmt: skip
         """Return the deletion and insertion curves of one image. combined: its map, as in `ModelMap`."""
-        return make_curves(self._score, inputs, self.input_maps(combined), target, rng)
+        score = partial(self._score, metadata)
+        return make_curves(score, inputs, self.input_maps(combined), target, rng)
 
-    def _score(self, inputs: list[NDArray[np.uint8]]) -> Floats:
-        score: Callable[[list[NDArray[np.uint8]]], Floats] = self._plain_predictor.probabilities
+    def _score(self, metadata: pd.DataFrame | None, inputs: list[NDArray[np.uint8]]) -> Floats:
+        """Return the probabilities (N, K) of pictures of one image, whose metadata are one row."""
+
+        def score(batch: list[NDArray[np.uint8]]) -> Floats:
+            table = None if metadata is None else pd.concat([metadata] * len(batch[0]), ignore_index=True)
+            return self._plain_predictor.probabilities(batch, table)
+
         starts = range(0, len(inputs[0]), self._batch_size)
         return np.concatenate(
             [score([array[start : start + self._batch_size] for array in inputs]) for start in starts]

@@ -8,20 +8,28 @@ from typing import Any
 import numpy as np
 
 from dermkit.explanation.deletion import CurveSet, CurveSummary, curve_area
+from dermkit.explanation.metadata_weights import InputWeight, write_metadata_weights
 from dermkit.explanation.nearest_cases import NearestCase, write_nearest_cases
 from dermkit.explanation.random_net_check import RandomNetCheck
+from dermkit.explanation.target import ROLLOUT_NAME
 from dermkit.files import JsonFile, write_rows
 from dermkit.images.lesion_masks import LesionShare
 from dermkit.prediction.inputs import ImageRef
 from dermkit.render.cells import defused
 
-EXPLAIN = JsonFile("explain.json", 2, {1: lambda document: {**document, "nearest_cases": None, "format": 2}})
-"""Format 2 added the nearest training cases: why there are none, "" where there are some."""
+EXPLAIN = JsonFile(
+    "explain.json",
+    3,
+    {
+        1: lambda document: {**document, "nearest_cases": None, "format": 2},
+        2: lambda document: {**document, "metadata": None, "format": 3},
+    },
+)
+"""Format 2 added the nearest training cases: why there are none, "" where there are some. Format 3 added the metadata
+of the images and what they weigh, null where the model takes none."""
 EXPLANATIONS_TABLE, CURVES_TABLE, CURVES_PICTURE = "explanations.csv", "curves.csv", "curves.png"
 REFUSED_TABLE, EXPLAIN_PAGE = "refused.csv", "explain.html"
 OVERLAY_FOLDER, MAP_FOLDER = "overlays", "maps"
-ROLLOUT_NAME = "attention roll-out"
-"""The one method whose maps are of no class."""
 
 _COLUMNS = (
     "image_id", "path", "predicted", "class", "against", "p", "p_against", "method", "layer", "random_net_correlation",
@@ -37,7 +45,7 @@ class ImageExplanation:
     image: its name and path, safe to write as UTF-8. p, p_against: the model's probabilities of the class and of the
     one it is set against. seen: fraction of the image that the net saw, 0..1. file_stem: of its overlay and its map.
     training_split: "" for an image that training did not use. cases: the nearest training cases. is_outside: the image
-    lies outside the training distribution.
+    lies outside the training distribution. weights: of metadata and image in the answer, () where none are known.
     """
 
     image: ImageRef
@@ -57,6 +65,7 @@ class ImageExplanation:
     share: LesionShare | None = None
     cases: tuple[NearestCase, ...] = ()
     is_outside: bool = False
+    weights: tuple[InputWeight, ...] = ()
     original_uri: str = ""
     overlay_uri: str = ""
 
@@ -69,6 +78,11 @@ class ImageExplanation:
     def map_file(self) -> str:
         """Return the path of the maps below the output folder."""
         return f"{MAP_FOLDER}/{self.file_stem}.npz"
+
+    @property
+    def weight_sentences(self) -> list[str]:
+        """Return what the answer would be without each part of the input."""
+        return [one.sentence(self.class_name, self.against) for one in self.weights]
 
     @property
     def notes(self) -> list[str]:
@@ -91,14 +105,6 @@ class ImageExplanation:
         return notes
 
 
-def unknown_metadata_sentence(fields: Sequence[str]) -> str:
-    """Return what is to be said of a model that takes metadata beside the image."""
-    return (
-        f"The model takes {', '.join(fields)} beside the image. Maps and probabilities are of images without them, as "
-        "`dermkit predict` gives them without --metadata."
-    )
-
-
 def target_text(explanation: ImageExplanation) -> str:
     """Return the class of a map and its probability, for people."""
     text = f"{explanation.class_name}, {_p_text(explanation.p)}"
@@ -118,10 +124,12 @@ def method_text(explanation: ImageExplanation) -> str:
 
 
 def write_tables(out: Path, explanations: Sequence[ImageExplanation], *, is_raw: bool) -> None:
-    """Write explanations.csv, nearest_cases.csv and, where there are curves, curves.csv."""
+    """Write explanations.csv, nearest_cases.csv and, where there are any, metadata_weights.csv and curves.csv."""
     clean = tuple if is_raw else defused
     write_rows(out / EXPLANATIONS_TABLE, _COLUMNS, (clean(_row(one)) for one in explanations))
     write_nearest_cases(out, [(one.image, one.cases) for one in explanations], is_raw=is_raw)
+    weights = [(one.image.image_id, one.class_name, one.against, one.weights) for one in explanations]
+    write_metadata_weights(out, weights, is_raw=is_raw)
     with_curves = [one for one in explanations if one.curves is not None]
     if not with_curves:
         (out / CURVES_TABLE).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dermkit.errors import DataError, ImageRejected, UsageError
 from dermkit.explanation.deletion import CurveSummary, summarise_curves
+from dermkit.explanation.metadata_input import MetadataInput, find_metadata_input
 from dermkit.explanation.nearest_cases import (
     NO_CASES,
     TrainingCases,
@@ -37,7 +38,6 @@ from dermkit.explanation.records import (
     check_fields,
     method_text,
     target_text,
-    unknown_metadata_sentence,
     write_tables,
 )
 from dermkit.explanation.target import EvidenceTarget, MapMethod, TargetChoice, choose_target
@@ -53,6 +53,8 @@ from dermkit.render.cells import defused
 from dermkit.render.sheets import data_uri, thumbnail
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dermkit.explanation.model_maps import ModelExplainer, ModelMap
     from dermkit.prediction.predictor import Predictor
 
@@ -91,6 +93,7 @@ class _Job:
     training_splits: dict[str, str]
     cases: TrainingCases | None
     case_images: Path | None
+    metadata: MetadataInput
 
 
 def explain(
@@ -102,6 +105,7 @@ def explain(
     against: str | None = None,
     method: MapMethod = "auto",
     masks: Path | None = None,
+    metadata: "Path | pd.DataFrame | None" = None,
     checks: bool = True,
     device: str = "auto",
     batch_size: int | None = None,
@@ -112,14 +116,16 @@ def explain(
 
     images: files, folders, patterns. class_name: the class to explain, None = the predicted one of each image. against:
     the class to set it against, None = all others. method: of the maps (docs/explain.md); `auto` takes gradients where
-    the table of layers knows the net. masks: a folder of lesion masks, PNG by image name. checks: compare with random
-    nets, and draw deletion and insertion curves. device: auto, cpu or cuda. batch_size: pictures per forward pass. raw:
-    names that a spreadsheet would compute stay as they are.
+    the table of layers knows the net. masks: a folder of lesion masks, PNG by image name. metadata: age, sex and site
+    of the images, for a model that takes them, as in `predict`; None = unknown. checks: compare with random nets, and
+    draw deletion and insertion curves. device: auto, cpu or cuda. batch_size: pictures per forward pass. raw: names
+    that a spreadsheet would compute stay as they are.
 
     Raises `UsageError` for an unknown class or option and for an `out` that holds other things, `UntrustedError` for
-    the model, `DataError` where no image can be read or a mask does not fit its image; all before the first map.
+    the model, `DataError` where no image can be read, a mask does not fit its image or a table cannot be read; all
+    before the first map.
     """
-    options = _ExplainOptions(class_name, against, method, masks, checks, device, batch_size, raw)
+    options = _ExplainOptions(class_name, against, method, masks, metadata, checks, device, batch_size, raw)
     return _explain(model, images, out, options, progress or Progress())
 
 
@@ -129,6 +135,7 @@ class _ExplainOptions:
     against: str | None
     method: MapMethod
     masks: Path | None
+    metadata: "Path | pd.DataFrame | None"
     checks: bool
     device: str
     batch_size: int | None
@@ -171,13 +178,14 @@ def _prepare(
     predictor = load_model(model, device=options.device, progress=progress)
     choice = choose_target(predictor.class_names, options.class_name, options.against)
     explainer = ModelExplainer(predictor, method=options.method, batch_size=options.batch_size)
-    if predictor.metadata_fields:
-        progress.say(f"warning: {unknown_metadata_sentence(predictor.metadata_fields)}")
+    metadata = find_metadata_input(options.metadata, image_list, predictor.members, predictor.folder)
+    for line in metadata.lines():
+        progress.say(line)
     training_splits = {pixels: split for pixels, _, split in predictor.training_images}
     cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
     return _Job(
         predictor, explainer, choice, out, masks, options.checks, training_splits, cases,
-        images_root(predictor.folder),
+        images_root(predictor.folder), metadata,
     ), image_list  # fmt: skip
 
 
@@ -251,27 +259,29 @@ def _explain_image(
     picture = np.asarray(_picture(opened.pixels))
     shape = (picture.shape[0], picture.shape[1])
     inputs = job.explainer.resize(opened.pixels)
-    p = job.predictor.probabilities([array[None] for array in inputs])[0]
+    row = job.metadata.row(image)
+    p = job.predictor.probabilities([array[None] for array in inputs], row)[0]
     target = job.choice.for_image(p)
-    model_map = job.explainer.map_image(inputs, target, shape)
+    model_map = job.explainer.map_image(inputs, target, shape, row)
     explanation = _describe(job, image, p, target, model_map, number)
     explanation = replace(
         explanation,
         training_split=job.training_splits.get(opened.pixel_sha256, ""),
         share=_share(job, image, opened, model_map),
+        weights=job.metadata.weigh(job.predictor.probabilities, inputs, image, target, job.predictor.class_names),
         **_place_in_training(job, inputs, opened.pixel_sha256, has_pictures=number <= MAX_IMAGES_SHOWN),
     )
     cell_maps: list[_CellMaps] = []
     if job.has_checks:
         rng = np.random.default_rng(number)
         own = job.explainer.cells(model_map)
-        others = [job.explainer.cells(one) for one in job.explainer.random_maps(inputs, target, shape)]
+        others = [job.explainer.cells(one) for one in job.explainer.random_maps(inputs, target, shape, row)]
         correlations = image_correlations(own, others)
         cell_maps = [(own, others)]
         explanation = replace(
             explanation,
             random_net_correlation=float(np.mean(correlations)) if correlations else None,
-            curves=job.explainer.curves(inputs, model_map.combined, target, rng),
+            curves=job.explainer.curves(inputs, model_map.combined, target, rng, row),
         )
     return _write_pictures(job, explanation, picture, model_map, number), cell_maps
 
@@ -365,8 +375,8 @@ def _write_results(
     write_tables(job.out, explanations, is_raw=is_raw)
     page = write_page(
         job.out, explanations, model=str(job.predictor.card["recipe"].get("name") or "unnamed"),
-        reasons=job.explainer.reasons, unknown_fields=job.predictor.metadata_fields, check=check,
-        summary=curves, rejected=rejected,
+        reasons=job.explainer.reasons, check=check, summary=curves,
+        second_input=job.metadata.page_text([one.weights for one in explanations]), rejected=rejected,
     )  # fmt: skip
     written = {name for one in explanations for name in (one.overlay, one.map_file)}
     for path in (*(job.out / OVERLAY_FOLDER).glob("*.png"), *(job.out / MAP_FOLDER).glob("*.npz")):
@@ -395,7 +405,7 @@ def _write_json(
                 job.predictor.members, job.explainer.methods, job.explainer.layers, strict=True
             )
         ],
-        "unknown_metadata": list(job.predictor.metadata_fields),
+        **job.metadata.json_fields([one.weights for one in explanations]),
         "nearest_cases": NO_CASES if job.cases is None else "",
         "why_no_gradient": list(job.explainer.reasons),
         "checks": check_fields(check, curves),

@@ -35,7 +35,7 @@ _PARSERS: Mapping[str, tuple[Callable[[str], str | None], str]] = {
     "sex": (parse_sex, "a number, and no word such as male"),
     "site": (parse_site, "a number, and no name of a body site"),
 }
-_NOTHING = "nothing was predicted"
+_NOTHING = "nothing was scored"
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +226,18 @@ def describe_metadata(metadata: ImageMetadata | None, members: Sequence[MemberFi
     }
 
 
+def used_metadata(table: pd.DataFrame, members: Sequence[MemberFields]) -> pd.DataFrame:
+    """Return the values that images are scored with, a column for each field of a model.
+
+    A category that no net knows counts as unknown and is left empty.
+    """
+    used = pd.DataFrame("", index=table.index, columns=list(metadata_fields(members)), dtype="object")
+    for member in members:
+        for name, values in ({} if member.metadata is None else member.metadata.used_values(table)).items():
+            used[name] = used[name].where(used[name] != "", values)
+    return used
+
+
 def write_used_metadata(
     path: Path,
     metadata: ImageMetadata | None,
@@ -242,15 +254,9 @@ def write_used_metadata(
     if metadata is None:
         path.unlink(missing_ok=True)
         return
-    fields = metadata_fields(members)
-    used = pd.DataFrame("", index=metadata.table.index, columns=list(fields), dtype="object")
-    for member in members:
-        for name, values in (
-            {} if member.metadata is None else member.metadata.used_values(metadata.table)
-        ).items():
-            used[name] = used[name].where(used[name] != "", values)
+    used = used_metadata(metadata.table, members)
     clean = tuple if is_raw else defused
     cells = used.to_numpy(dtype=object)
     write_rows(
-        path, ("image_id", *fields), (clean((utf8_safe(images[row].image_id), *cells[row])) for row in rows)
+        path, ("image_id", *used.columns), (clean((utf8_safe(images[row].image_id), *cells[row])) for row in rows)
     )
