@@ -1,10 +1,13 @@
 """Doubts from images unlike the training's, and from artefacts put on images."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dermkit.reporting.counterfactual_lines import read_counterfactuals
+from dermkit.reporting.labels import page_templates
 from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts
 from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, OUT_OF_DISTRIBUTION
 
@@ -25,6 +28,8 @@ def write_counterfactuals(
     *,
     is_shown: bool = True,
     is_complete: bool = True,
+    split: str = "test",
+    model_sha256: str = "",
 ) -> None:
     folder = run / COUNTERFACTUALS_FOLDER
     folder.mkdir()
@@ -33,7 +38,13 @@ def write_counterfactuals(
         "name": "lesion_hidden", "text": "The lesion is not needed.", "measure": "AUROC",
         "original": estimate(0.9, 0.85, 0.95), "remaining": remaining,
     }  # fmt: skip
-    COUNTERFACTUALS.write(folder, {"is_complete": is_complete, "artefacts": [artefact], "hidden": [hidden]})
+    content = {
+        "is_complete": is_complete,
+        "artefacts": [artefact],
+        "hidden": [hidden],
+        "model_sha256": model_sha256,
+    }
+    COUNTERFACTUALS.write(folder, {**content, "images": {"split": split, "text": f"20 {split} images"}})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +62,7 @@ def test_more_foreign_images_than_promised_are_a_doubt(
 
 
 def test_a_run_without_these_files_has_no_doubt_of_them(tmp_path: Path) -> None:
-    assert not [*foreign_doubts(tmp_path, "test"), *counterfactual_doubts(tmp_path)]
+    assert not [*foreign_doubts(tmp_path, "test"), *counterfactual_doubts(tmp_path, "test")]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +78,7 @@ def test_an_artefact_that_clearly_moves_the_answers_is_a_doubt(
     tmp_path: Path, change: dict[str, Any], *, is_shown: bool, is_named: bool
 ) -> None:
     write_counterfactuals(tmp_path, change, estimate(0.6, 0.55, 0.65), is_shown=is_shown)
-    doubts = list(counterfactual_doubts(tmp_path))
+    doubts = list(counterfactual_doubts(tmp_path, "test"))
     assert [doubt.code for doubt in doubts] == ["artefact"] * is_named
     assert all("images with ink" in doubt.remedy for doubt in doubts)
 
@@ -79,9 +90,48 @@ def test_a_net_that_needs_no_lesion_is_doubted(
     tmp_path: Path, value: float, low: float, *, is_named: bool
 ) -> None:
     write_counterfactuals(tmp_path, estimate(0.0, -0.01, 0.01), estimate(value, low, 0.9))
-    assert [doubt.code for doubt in counterfactual_doubts(tmp_path)] == ["lesion_hidden"] * is_named
+    assert [doubt.code for doubt in counterfactual_doubts(tmp_path, "test")] == ["lesion_hidden"] * is_named
 
 
 def test_counterfactuals_that_were_stopped_say_nothing(tmp_path: Path) -> None:
     write_counterfactuals(tmp_path, estimate(0.2, 0.11, 0.3), estimate(0.6, 0.55, 0.65), is_complete=False)
-    assert not list(counterfactual_doubts(tmp_path))
+    assert not list(counterfactual_doubts(tmp_path, "test"))
+
+
+BOTH = (estimate(0.2, 0.11, 0.3), estimate(0.85, 0.8, 0.9))
+"""Figures that are doubts, both of them."""
+
+
+@pytest.mark.parametrize(
+    ("images", "split", "n_doubts"),
+    [
+        ("test", "test", 2),
+        ("validation", "validation", 2),
+        ("validation", "test", 2),
+        ("test", "validation", 0),
+        ("other", "test", 0),
+    ],
+)
+def test_counterfactuals_of_other_images_are_no_doubt(
+    tmp_path: Path, images: str, split: str, n_doubts: int
+) -> None:
+    write_counterfactuals(tmp_path, *BOTH, split=images)
+    doubts = list(counterfactual_doubts(tmp_path, split))
+    assert len(doubts) == n_doubts
+    assert all(("(Measured on validation images.)" in doubt.text) == (images != split) for doubt in doubts)
+    lines = read_counterfactuals(tmp_path, split)
+    assert lines is not None and (lines.warning == "") == (n_doubts > 0)
+    assert n_doubts or f"they are of {images} images, and the verdict is on {split} images" in lines.warning
+
+
+def test_counterfactuals_of_an_earlier_model_are_no_doubt(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{}")
+    write_counterfactuals(tmp_path, *BOTH, model_sha256=hashlib.sha256(b"{}").hexdigest())
+    assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2
+    (tmp_path / "model" / "model.json").write_text('{"retrained": true}')
+    assert not list(counterfactual_doubts(tmp_path, "test"))
+    lines = read_counterfactuals(tmp_path, "test")
+    assert lines is not None and "an earlier state of the model" in lines.warning
+    html = page_templates().get_template("counterfactual_lines.html.j2").render(counterfactuals=lines)
+    assert '<p class="call">The verdict does not use these figures: they are of an earlier state' in html

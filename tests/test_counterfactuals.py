@@ -299,12 +299,12 @@ def check_report_lines(content: dict[str, Any], folder: Path) -> None:
     run = folder / "run"
     (run / "counterfactuals").mkdir(parents=True)
     path = run / "counterfactuals" / "counterfactuals.json"
-    assert read_counterfactuals(run) is None
+    assert read_counterfactuals(run, "test") is None
     path.write_text(json.dumps(content))
-    lines = read_counterfactuals(run)
+    lines = read_counterfactuals(run, "test")
     assert lines is not None and len(lines.worst) == 2 and lines.worst[0] == content["artefacts"][0]["text"]
     path.write_text(json.dumps({**content, "is_complete": False}))
-    assert read_counterfactuals(run) is None
+    assert read_counterfactuals(run, "test") is None
 
 
 def test_an_interrupted_run_is_continued(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ def _report_context(run: RunFolder) -> dict[str, Any]:
     belief = judge_belief(run, verdict, lint_rows)
     methods_by_name = {name: _interval_methods(run, name) for name in names}
     first_table = list(METRIC_TITLES)[: FIRST_TABLE_END + 1]
-    outliers, counterfactuals = outlier_text(run), read_counterfactuals(run.path)
+    outliers, counterfactuals = outlier_text(run), read_counterfactuals(run.path, belief.split)
     measured = {"foreign": bool(outliers), "counterfactuals": counterfactuals is not None}
     return {
         "run": run,

@@ -7,8 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dermkit.files import sha256_file
 from dermkit.runs.doubts import Doubt, has_reliable_interval
-from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, OUT_OF_DISTRIBUTION
+from dermkit.runs.layout import (
+    COUNTERFACTUALS,
+    COUNTERFACTUALS_FOLDER,
+    MODEL_FOLDER,
+    OUT_OF_DISTRIBUTION,
+)
 
 ARTEFACT_CHANGE = 0.1
 """An artefact is doubted where the whole interval of the mean change of the probability lies beyond this."""
@@ -35,22 +41,41 @@ def foreign_doubts(run: Path, split: str) -> Iterator[Doubt]:
         )  # fmt: skip
 
 
-def counterfactual_doubts(run: Path) -> Iterator[Doubt]:
-    """Yield the artefacts that clearly move the answers, and that the net hardly needs the lesion."""
+def why_counterfactuals_unused(run: Path, content: Mapping[str, Any], split: str) -> str:
+    """Return why a run's counterfactuals say nothing of a split's figures, "" where they do.
+
+    content: of counterfactuals.json. Validation images count for the test split too, since the net is the same; test
+    images do not count for validation, nor do those of another data set.
+    """
+    hashes = {sha256_file(path) for path in (run / MODEL_FOLDER).glob("*.json")}  # its card, as `Predictor.sha256`
+    if hashes and content.get("model_sha256") not in hashes:
+        return "they are of an earlier state of the model, which has been written anew since"
+    images = (content.get("images") or {}).get("split") or "unknown"
+    is_of_run = images in (split, "validation")
+    return "" if is_of_run else f"they are of {images} images, and the verdict is on {split} images"
+
+
+def counterfactual_doubts(run: Path, split: str) -> Iterator[Doubt]:
+    """Yield the artefacts that clearly move the answers, and that the net hardly needs the lesion.
+
+    Nothing of counterfactuals that `why_counterfactuals_unused` for the split.
+    """
     content = COUNTERFACTUALS.read_optional(run / COUNTERFACTUALS_FOLDER)
-    if not content.get("is_complete"):
+    if not content.get("is_complete") or why_counterfactuals_unused(run, content, split):
         return
+    images = content["images"]["split"]
+    source = "" if images == split else f" (Measured on {images} images.)"
     for artefact in content["artefacts"]:
         estimate = artefact["by_strength"][-1]["change"]
         if artefact["is_shown"] and _is_large(estimate):
             yield Doubt(
-                "artefact", "care", (str(artefact["text"]),), "counterfactuals",
+                "artefact", "care", (f"{artefact['text']}{source}",), "counterfactuals",
                 f"Do not use it for images with {str(artefact['title']).lower()}, or train on such images too.",
             )  # fmt: skip
     for hidden in content["hidden"]:
         if hidden["name"] == "lesion_hidden" and _share_left(hidden) >= HIDDEN_SHARE:
             yield Doubt(
-                "lesion_hidden", "care", (str(hidden["text"]),), "counterfactuals",
+                "lesion_hidden", "care", (f"{hidden['text']}{source}",), "counterfactuals",
                 "Find what tells the classes apart beside the lesion (`dermkit audit DATASET`).",
             )  # fmt: skip
 

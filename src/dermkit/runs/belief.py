@@ -80,7 +80,7 @@ def _find_doubts(
     yield from doubts.group_doubts(split_metrics, split)
     yield from doubts.calibration_doubts(split_metrics, split)
     yield from _guarantee_doubts(verdict)
-    yield from counterfactual_doubts(run.path)
+    yield from counterfactual_doubts(run.path, split)
     yield from foreign_doubts(run.path, split)
     yield from doubts.size_doubts(run.metrics, split)
     yield from _weakness_doubts(verdict, split)
