@@ -224,6 +224,32 @@ def test_an_ensemble_names_its_models_and_no_seed(run: Path) -> None:
     facts = paper_facts(RunFolder(run))
     assert facts["nets"] == "The model is the weighted mean of big (0.7) and small (0.3). The weights are equal."
     assert "seed" not in facts
+    assert "model_type" not in facts and "training" not in facts
+    text = methods_text(RunFolder(run), facts)
+    assert "Not in the files of this run, so not in this text: the net, the training" in text
+    recorded = [
+        {**source, "model_type": f"{net}, 2 classes", "training": "1 epoch"}
+        for source, net in zip(sources, ("resnet50", "resnet18"), strict=True)
+    ]
+    _change_run(run, ensemble={"sources": recorded, "note": "The weights are equal."})
+    text = methods_text(RunFolder(run), paper_facts(RunFolder(run)))
+    assert "The net was big: resnet50, 2 classes; small: resnet18, 2 classes." in text
+    assert "Training: big: 1 epoch; small: 1 epoch." in text and "so not in this text: the random seed." in text
+
+
+@pytest.mark.parametrize(("n", "note"), [(1, ""), (3, "not what the recipe gives from the beginning.")])
+def test_a_training_that_went_on_began_with_the_weights_of_the_other_run(run: Path, n: int, note: str) -> None:
+    weights = {"origin": "file", "sha256": "", "licence": "", "note": ""}
+    record = {"run": "abc-s0", "epochs": n, "is_exact": not note, "key": "", "note": note}
+    _change_run(run, weights=weights, continued_from=record)
+    facts = paper_facts(RunFolder(run))
+    bracket = f" ({note.rstrip('.')})" if note else ""
+    assert facts["weights"] == (
+        f"the weights of run abc-s0 after {n} epoch{'s' * (n > 1)}{bracket}; "
+        "that run started from pretrained weights of a file"
+    )
+    text = methods_text(RunFolder(run), facts)
+    assert "It started from the weights of run abc-s0" in text and "weights at the start" not in text
 
 
 def _change_run(run: Path, **fields: Any) -> None:

@@ -328,11 +328,21 @@ def _run_json(
         "seed": ENSEMBLE_SEED,
         "fold": None,
         "split": {**first["split"], "counts": {name: n for name, n in counts.items() if name != "test"}},
-        "ensemble": dict(description),
+        "ensemble": {**description, "sources": _with_recipes(description["sources"], sources)},
         "warnings": list(dict.fromkeys([description["note"], *_sentences(sources, choice), *texts])),
         "lint": [],
         "minutes": sum(map(float, minutes)),
     }
+
+
+def _with_recipes(rows: Sequence[Mapping[str, Any]], sources: Sequence[EnsembleSource]) -> list[dict[str, Any]]:
+    """Return the rows of the models with net and training of each, as METHODS.md says them."""
+    from dermkit.reporting.paper_facts import recipe_facts  # here, since the chain of imports to it is long
+
+    return [
+        {**row, **(recipe_facts(source.run) if source.run else {})}
+        for row, source in zip(rows, sources, strict=True)
+    ]
 
 
 def _sentences(sources: Sequence[EnsembleSource], choice: WeightChoice) -> list[str]:

@@ -151,9 +151,7 @@ def _attributes_text(run: RunFolder) -> str:
 def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     rows = dict(recipe_rows(run.recipe))
     yield "preprocessing", rows.get("Images", "")
-    yield "model_type", "; ".join(filter(None, (rows.get("Backbone", ""), rows.get("Head", ""))))
-    phases = [text for name, text in rows.items() if name.startswith("Phase")]
-    yield "training", "; then ".join(phases)
+    yield from _net_and_training(run).items()
     yield "optimizer", rows.get("Loss and optimizer", "")
     yield "augmentation", rows.get("Augmentation", "").replace("none", "no augmentation")
     for fact, row in _OPTIONAL_ROWS.items():
@@ -161,7 +159,7 @@ def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     teacher = run.run_json.get("teacher") or {}
     yield "distillation", " ".join(filter(None, (rows.get("Distillation", ""), _in_brackets(teacher.get("note")))))
     yield "imbalance", _imbalance_text(run, rows)
-    yield "weights", _weights_text(run.run_json.get("weights") or {})
+    yield "weights", _weights_text(run.run_json)
     yield "nets", _nets_text(run)
     versions = run.environment.get("versions") or {}
     yield "software", ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -169,6 +167,30 @@ def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
         seeds = [run.run_json.get("seed")] if run.pooled is None else [one["seed"] for one in run.pooled["seeds"]]
         known = [str(seed) for seed in seeds if seed is not None]
         yield "seed", f"seed{'s' * (len(known) > 1)} {listed(known)}" if known else ""
+
+
+def _net_and_training(run: RunFolder) -> dict[str, str]:
+    """Return the facts `model_type` and `training`: of an ensemble those of each of its models."""
+    if run.ensemble:
+        sources = run.ensemble.get("sources", ())
+        return {
+            fact: "; ".join(dict.fromkeys(f"{one['recipe']}: {one[fact]}" for one in sources if one.get(fact)))
+            for fact in ("model_type", "training")
+        }
+    return recipe_facts(run)
+
+
+def recipe_facts(run: RunFolder) -> dict[str, str]:
+    """Return the facts `model_type` and `training` of a run's recipe, "" where it has none."""
+    rows = dict(recipe_rows(run.recipe))
+    backbone = rows.get("Backbone", "")
+    if run.run_json.get("continued_from"):
+        backbone = backbone.partition(", ")[0]  # its recipe does not say what the training began with
+    phases = [text for name, text in rows.items() if name.startswith("Phase")]
+    return {
+        "model_type": "; ".join(filter(None, (backbone, rows.get("Head", "")))),
+        "training": "; then ".join(phases),
+    }
 
 
 _OPTIONAL_ROWS = {
@@ -196,7 +218,21 @@ def _imbalance_text(run: RunFolder, rows: Mapping[str, str]) -> str:
     return "; ".join(filter(None, texts)).replace("square_root", "by the square root")
 
 
-def _weights_text(weights: Mapping[str, Any]) -> str:
+def _weights_text(run_json: Mapping[str, Any]) -> str:
+    """Return which weights a training began with; one that went on from another run began with that run's."""
+    first = _first_weights_text(run_json.get("weights") or {})
+    record = run_json.get("continued_from") or {}
+    if not record:
+        return first
+    n, note = record["epochs"], _in_brackets(record.get("note"))
+    started = f"; that run started from {first}" if first else ""
+    return (
+        " ".join(filter(None, (f"the weights of run {record['run']} after {n} epoch{'s' * (n != 1)}", note)))
+        + started
+    )
+
+
+def _first_weights_text(weights: Mapping[str, Any]) -> str:
     if not weights.get("origin"):
         return ""
     if weights["origin"] == "none":
