@@ -85,6 +85,9 @@ def test_what_goes_on_ends_with_the_bits_of_a_run_from_the_beginning(
     assert (continued / "predictions.csv").read_bytes() == (fresh / "predictions.csv").read_bytes()
     record = json.loads((continued / "run.json").read_text())["continued_from"]
     assert (record["run"], record["epochs"], record["is_exact"], record["note"]) == (old.name, 2, True, "")
+    methods = (continued / "METHODS.md").read_text()
+    assert f"It started from the weights of run {old.name} after 2 epochs; that run started from random" in methods
+    assert "weights at the start" not in methods
     # Resumed, it is the run that is there.
     assert train(long, binary, runs, resume=True) == continued
 

@@ -276,6 +276,9 @@ def test_the_card_says_members_weights_and_where_they_come_from(both: Path) -> N
     text = (both / "model" / "MODEL_CARD.md").read_text()
     assert "| larger |" in text and "had also stopped or selected each single net" in text
     assert "one of each fold of a cross-validation" not in text
+    methods = (both / "METHODS.md").read_text()
+    assert "The net was tiny: " in methods and "; larger: " in methods and "Training: tiny: " in methods
+    assert "so not in this text: the versions of the software, the random seed." in methods  # nothing else
 
 
 def test_members_that_cannot_be_weighed_are_refused_before_work(
