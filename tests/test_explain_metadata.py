@@ -17,7 +17,7 @@ from conftest import Invoke
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import DataError
 from dermkit.explanation.heat_maps import NetExplainer
-from dermkit.explanation.metadata_weights import InputWeight, summarise_weights, summary_sentences, weigh_inputs
+from dermkit.explanation.metadata_weights import InputWeight, summarise_weights, summary_sentence, weigh_inputs
 from dermkit.explanation.records import EXPLAIN
 from dermkit.explanation.target import EvidenceTarget
 from dermkit.files import write_json
@@ -124,7 +124,10 @@ def test_each_part_weighs_what_the_linear_model_says(
     page = (out / "explain.html").read_text()
     without_age = weights["p_without"][0]
     assert f"Without the age (70), P(melanoma) would be {without_age:.3f} instead of {table['p'][0]:.3f}" in page
-    assert "ages.csv has a row for 2 of 3 images" in page and "Without the age the answer would be" in page
+    assert (
+        "ages.csv has a row for 2 of 3 images" in page
+        and "The answer would be another class without the age in 0 of 2 images" in page
+    )
     assert "Maps and probabilities are of images without them" not in page
 
     code, printed, err = invoke(*command)  # the same folder again, without a table
@@ -223,9 +226,13 @@ def test_the_summary_counts_other_answers_with_an_interval() -> None:
     (summary,) = summarise_weights([[same], [other], [same], []])
     assert (summary["n"], summary["n_other_answer"]) == (3, 1)
     assert summary["ci95"] == pytest.approx([0.0084, 0.9057], abs=1e-4)  # Clopper and Pearson, 1 of 3
-    assert summary_sentences([summary]) == [
-        "Without the age the answer would be another class in 1 of 3 images (95 % interval 1 to 91 %)."
-    ]
+    assert summary_sentence([summary]) == (
+        "The answer would be another class without the age in 1 of 3 images (95 % interval 1 to 91 %*). "
+        "* An interval of few images: take it as a hint."
+    )
+    (many,) = summarise_weights([[same], [other]] * 40)
+    assert summary_sentence([many]).endswith("in 40 of 80 images (95 % interval 39 to 61 %).")
+    assert summary_sentence([]) == ""
 
 
 def test_an_explanation_of_format_2_has_no_metadata(tmp_path: Path) -> None:

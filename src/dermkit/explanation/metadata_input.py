@@ -16,7 +16,7 @@ from dermkit.explanation.metadata_weights import (
     InputWeight,
     ScoreWithMetadata,
     summarise_weights,
-    summary_sentences,
+    summary_sentence,
     weigh_inputs,
 )
 from dermkit.explanation.target import EvidenceTarget
@@ -81,7 +81,7 @@ class MetadataInput:
             f"{self.table.source} has a row for {self.table.n_with_row} of {n} image{'s' * (n != 1)}, and what it does "
             "not hold is unknown."
         )
-        return " ".join([given, *summary_sentences(summarise_weights(weights))])
+        return f"{given} {summary_sentence(summarise_weights(weights))}".rstrip()
 
     def _unknown_sentence(self) -> str:
         return (

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from dermkit.explanation.target import EvidenceTarget
 from dermkit.files import write_rows
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.metrics.stats.intervals import proportion_interval
+from dermkit.metrics.stats.estimate import reliability
+from dermkit.metrics.stats.intervals import proportion_estimate
 from dermkit.render.cells import defused
 
 METADATA_WEIGHTS_TABLE = "metadata_weights.csv"
@@ -137,23 +138,29 @@ def write_metadata_weights(
 
 
 def summarise_weights(weights: Sequence[Sequence[InputWeight]]) -> list[dict[str, Any]]:
-    """Return of each part in how many of its `n` images the answer would be another without it, with its interval."""
+    """Return of each part the fraction of images whose answer would be another without it, as metrics.json holds it."""
     summary = []
     for part in dict.fromkeys(one.part for parts in weights for one in parts):
-        ones = [one for parts in weights for one in parts if one.part == part]
-        n_other = sum(one.predicted != one.predicted_without for one in ones)
-        ci95, method = proportion_interval(n_other, len(ones))
-        summary.append(
-            {"part": part, "n": len(ones), "n_other_answer": n_other, "ci95": list(ci95), "method": method}
+        is_other = np.array(
+            [one.predicted != one.predicted_without for of in weights for one in of if one.part == part]
         )
+        estimate = proportion_estimate(is_other, np.arange(len(is_other)))
+        summary.append({"part": part, "n_other_answer": int(is_other.sum()), **estimate.as_dict()})
     return summary
 
 
-def summary_sentences(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the summary for people."""
-    return [
-        f"Without {'the ' * (one['part'] != ALL_METADATA)}{one['part']} the answer would be another class in "
-        f"{one['n_other_answer']} of {one['n']} image{'s' * (one['n'] != 1)} "
-        f"(95 % interval {100 * one['ci95'][0]:.0f} to {100 * one['ci95'][1]:.0f} %)."
-        for one in summary
-    ]  # fmt: skip
+def summary_sentence(summary: Sequence[Mapping[str, Any]]) -> str:
+    """Return the summary for people, "" without any."""
+    if not summary:
+        return ""
+    texts, has_mark = [], False
+    for one in summary:
+        is_doubtful = reliability(one) == "doubtful"
+        has_mark = has_mark or is_doubtful
+        low, high = (100 * bound for bound in one["ci95"])
+        texts.append(
+            f"without {'the ' * (one['part'] != ALL_METADATA)}{one['part']} in {one['n_other_answer']} of {one['n']} "
+            f"image{'s' * (one['n'] != 1)} (95 % interval {low:.0f} to {high:.0f} %{'*' * is_doubtful})"
+        )
+    footnote = " * An interval of few images: take it as a hint." if has_mark else ""
+    return f"The answer would be another class {', '.join(texts)}.{footnote}"
