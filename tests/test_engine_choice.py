@@ -89,6 +89,7 @@ def test_auto_measures_once_and_takes_the_fastest_that_gives_the_numbers(
     assert sorted(measured) == ["onnxruntime", "openvino", "torch"]
     again, lines = selected(model, AUTO)
     assert again.engine.net_variant == chosen.engine.net_variant and len(measured) == 3, "measured once"
+    assert len(lines) == 1, lines
     selected(model, AUTO, threads=1)
     assert len(measured) == 6, "another number of threads is another measurement"
     monkeypatch.setattr(engine_choice, "processor_name", lambda: "another processor")
@@ -138,13 +139,31 @@ def test_an_engine_of_other_numbers_is_refused_or_left_out(
     assert any("is left out: a probability of" in line for line in lines)
 
 
+def test_an_engine_that_cannot_load_the_net_is_left_out(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, **_options: object) -> None:
+        raise UntrustedError(f"{path.name}: OpenVINO cannot load it: no operator")
+
+    monkeypatch.setattr(engine_choice, "OpenVinoSession", fail)
+    monkeypatch.setattr(engine_choice, "_measure", lambda *_: Measurement(1.0, 1e-7, 32))
+    _, lines = selected(model, AUTO)
+    assert "net-0.onnx: OpenVINO cannot load it: no operator: it is left out" in lines
+    assert lines[-1].startswith("engine: ") and "OpenVINO" not in lines[-1]
+    with pytest.raises(UntrustedError, match="no operator"):
+        selected(model, "openvino")
+
+
 def test_a_changed_net_in_the_cache_is_written_again(model: Path, cache: Path) -> None:
-    selected(model, "onnxruntime")
+    _, lines = selected(model, "onnxruntime")
+    assert lines[0].startswith("writing net 1 of 1") and len(lines) == 2
+    _, lines = selected(model, "onnxruntime")
+    assert len(lines) == 1 and lines[0].startswith("engine: ONNX Runtime"), "written once"
     (net,) = cache.rglob("net-0.onnx")
     whole = net.read_bytes()
     net.write_bytes(whole[:-1] + b"?")
     _, lines = selected(model, "onnxruntime")
-    assert any("SHA-256 differs" in line and "written again" in line for line in lines)
+    assert any("net-0.onnx: its bytes" in line and "written again" in line for line in lines)
     assert net.read_bytes() == whole
     (net.parent / CHECKSUM_FILE).unlink()  # a write that was interrupted
     _, lines = selected(model, "onnxruntime")

@@ -116,7 +116,10 @@ def _fastest(predictor: "Predictor", threads: int, progress: Progress) -> "Predi
     try:
         with _net_files(predictor, progress) as files:
             for engine in engines:
-                candidates[engine] = _with_engine(predictor, engine, files, threads)
+                try:
+                    candidates[engine] = _with_engine(predictor, engine, files, threads)
+                except UntrustedError as error:
+                    progress.say(f"{error.message}: it is left out")
     except UsageError as error:  # a net that ONNX does not hold
         progress.say(f"engine: torch, since {error.message}")
         return predictor
@@ -261,18 +264,19 @@ def _net_files(predictor: "Predictor", progress: Progress) -> Iterator[list[Path
 
 def _cached_files(folder: Path, predictor: "Predictor", progress: Progress) -> list[Path]:
     make_folder(folder)
+    nets = folder / "nets"  # alone with their checksums: the files of the lock change
     with lock(folder, timeout=600.0):
-        files = [folder / f"net-{number}.onnx" for number in range(len(predictor.nets))]
-        if (folder / CHECKSUM_FILE).is_file():
+        files = [nets / f"net-{number}.onnx" for number in range(len(predictor.nets))]
+        if (nets / CHECKSUM_FILE).is_file():
             try:
-                check_hashes(folder, preserved="")
+                check_hashes(nets, preserved="")
             except UntrustedError as error:
                 progress.say(f"{error.message}: written again")
             else:
                 if all(path.is_file() for path in files):
                     return files
-        files = _write_nets(predictor, folder, progress)
-        write_checksums(folder)
+        _write_nets(predictor, nets, progress)
+        write_checksums(nets)
         return files
 
 
