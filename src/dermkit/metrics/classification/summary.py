@@ -239,13 +239,8 @@ class _SplitMetrics:
                 if np.isnan(value)
                 else self._bootstrap_estimate(metric, value, n)
             )
-            yield (
-                metric,
-                with_caveats(
-                    estimate,
-                    [*(roc_end_caveats if metric.startswith("pauc_") else side_caveats), *self._too_few_groups(k)],
-                ),
-            )
+            sides = roc_end_caveats if metric.startswith("pauc_") else side_caveats
+            yield metric, with_caveats(estimate, [*sides, *self._too_few_groups(k)])
         caveats = [*side_caveats, *self._too_few_groups(k)]
         yield from (
             (metric, with_caveats(estimate, caveats))
@@ -253,10 +248,8 @@ class _SplitMetrics:
         )
 
     def _calibration_estimates(self, n_positive: int) -> Iterator[tuple[str, Estimate]]:
-        n, missing_reason = (
-            len(self.scored_set.y_true),
-            self._class_table_reason() or self._one_class_reason(n_positive),
-        )
+        n = len(self.scored_set.y_true)
+        missing_reason = self._class_table_reason() or self._one_class_reason(n_positive)
         if missing_reason:
             yield from (
                 (metric, undefined_estimate(n, missing_reason))
