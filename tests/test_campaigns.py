@@ -467,6 +467,7 @@ def test_no_rank_outlives_its_supervisor(alone: Alone, tmp_path: Path) -> None:
 
 
 @linux
+@pytest.mark.slow  # tests/test_ranks.py kills a rank within a step in every run of the tests
 def test_a_lost_rank_is_launched_afresh_while_a_second_run_is_refused(
     alone: Alone, tmp_path: Path, invoke: Invoke
 ) -> None:
