@@ -249,6 +249,23 @@ def test_a_part_of_a_fold_has_its_size_and_classes() -> None:
         assert counts["c"] == 2, "two lesions of a fold: one of them validates"
 
 
+def test_images_that_are_linked_by_one_left_out_stay_together_when_a_part_of_their_fold_validates() -> None:
+    links = [{"lesion_id": "l{}"}, {"lesion_id": "l{}", "patient_id": "p{}"}, {"patient_id": "p{}"}]
+    frame = manifest(
+        {"label": label, **{name: f"{label}{text.format(n)}" for name, text in link.items()}}
+        for label in "ab"
+        for n in range(40)
+        for link in links
+    )
+    split = make_split(frame, replace(KFOLD, validation=0.07, per_class=80), name="s")
+    group = pd.Series(leakage_groups(frame), index=frame["image_id"])
+    for rows in tables_by_fold(split, frame).values():
+        train, validation = (
+            set(group[rows.loc[rows["split"] == name, "image_id"]]) for name in ("train", "validation")
+        )
+        assert validation and not train & validation
+
+
 def test_what_identifies_a_division_says_which_part_validates() -> None:
     frame = manifest(lesions({"a": 50}))
 

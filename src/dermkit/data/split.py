@@ -400,9 +400,11 @@ def _validation_rows(split: Split, manifest: pd.DataFrame, n_folds: int) -> _Boo
     if split.spec is None or not _validates_in_part(split):
         return validates
     fraction = split.spec.validation * n_folds
-    in_split = manifest[manifest["image_id"].isin(split.frame["image_id"])].sort_values("image_id")
-    labels = pd.factorize(in_split["label"], sort=True)[0].astype(np.int64)
-    groups, folds = leakage_groups(in_split), split.frame["fold"].to_numpy()
+    # Groups of all images, as in the folds: two images may be linked by one that the split leaves out.
+    in_order = manifest.sort_values("image_id")
+    is_in_split = in_order["image_id"].isin(split.frame["image_id"]).to_numpy()
+    labels = pd.factorize(in_order["label"], sort=True)[0].astype(np.int64)[is_in_split]
+    groups, folds = leakage_groups(in_order)[is_in_split], split.frame["fold"].to_numpy()
     for fold in range(n_folds):
         rows = np.flatnonzero(folds == fold)
         is_train = (
