@@ -169,6 +169,7 @@ def test_one_photograph_of_a_lesion_and_no_more_than_a_row() -> None:
     groups = {image_id: i // 2 for i, image_id in enumerate(rows["image_id"])}
     assert chosen_ids(rows, groups)[:4] == ["wrong0", "wrong2", "wrong4", "wrong6"]
     assert chosen_ids(rows.tail(9), groups)[:2] == ["right0", "right1"], "two lesions"
+    assert "right0" not in chosen_ids(rows, groups | {"right0": groups["wrong0"]}), "shown as a mistake"
 
 
 # What is made and saved ----------------------------------------------------------------------------------------------

@@ -54,10 +54,11 @@ def choose_run_images(
     mistakes.sort(key=lambda one: (not one.is_missed, -one.p_predicted, one.p_label, one.image_id))
     hits = [image for image in images if not image.is_mistake]
     hits.sort(key=lambda one: (-one.p_predicted, one.image_id))
-    hits = _one_of_a_group(hits, groups, len(hits))
+    chosen = _one_of_a_group(mistakes, groups, MAX_MISTAKES)
+    hits = _one_of_a_group([*chosen, *hits], groups, len(images))[len(chosen) :]
     ranks = _ranks_in_class(hits)
     hits.sort(key=lambda one: (ranks[one.image_id], one.label not in malignant))
-    return [*_one_of_a_group(mistakes, groups, MAX_MISTAKES), *hits[:MAX_HITS]]
+    return [*chosen, *hits[:MAX_HITS]]
 
 
 def _with_probabilities(rows: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:
