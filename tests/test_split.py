@@ -266,6 +266,14 @@ def test_images_that_are_linked_by_one_left_out_stay_together_when_a_part_of_the
         assert validation and not train & validation
 
 
+def test_a_class_that_the_part_of_a_fold_lacks_is_said() -> None:
+    frame = manifest(lesions({"a": 100, "b": 5}))
+    split = make_split(frame, replace(KFOLD, validation=0.15), name="s")
+    (note,) = split.notes
+    assert note.startswith("class 'b': the part of fold 0, 1, 2, 3, 4 that validates has no image of it")
+    assert make_split(frame, replace(KFOLD, validation=0.2), name="s").notes == ()
+
+
 def test_what_identifies_a_division_says_which_part_validates() -> None:
     frame = manifest(lesions({"a": 50}))
 

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from dermkit.data.fold_validation import missing_class_notes, validates_in_part, validation_rows
 from dermkit.data.folds import fold_numbers, rows_for_fold
 from dermkit.data.groups import id_groups, leakage_groups
 from dermkit.data.leakage import LINK_TEXTS, find_leakage
@@ -93,7 +94,9 @@ def make_split(manifest: pd.DataFrame, spec: SplitSpec, *, name: str) -> Split:
     else:
         _divide_new(draft, spec)
     split = _to_split(draft, spec, name)
-    return replace(split, leaks=check_split(manifest, split, allow_leaks=spec.scheme == "given-as-published"))
+    leaks = check_split(manifest, split, allow_leaks=spec.scheme == "given-as-published")
+    notes = (*split.notes, *missing_class_notes(split.frame, spec, manifest))
+    return replace(split, leaks=leaks, notes=notes)
 
 
 def check_split(manifest: pd.DataFrame, split: Split, *, allow_leaks: bool = False) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def tables_by_fold(split: Split, manifest: pd.DataFrame) -> dict[int, pd.DataFra
     folds = fold_numbers(split.frame)
     if not folds:
         return {-1: split.frame.copy()}
-    validates = _validation_rows(split, manifest, len(folds))
+    validates = validation_rows(split.frame, split.spec, manifest)
     return {fold: rows_for_fold(split.frame, fold, len(folds), validates) for fold in folds}
 
 
@@ -129,7 +132,7 @@ def division_bytes(split: Split, tables: Mapping[int, pd.DataFrame]) -> bytes:
 
     tables: of `tables_by_fold`; which part of a fold validates is not in the file.
     """
-    rows = pd.concat(tables.values()) if _validates_in_part(split) else split.frame
+    rows = pd.concat(tables.values()) if validates_in_part(split.spec) else split.frame
     return rows[["image_id", "split", "fold"]].to_csv(index=False).encode()
 
 
@@ -388,37 +391,6 @@ def _divide_pool(
 ) -> NDArray[np.object_]:
     split_index = stratified_group_split(draft.label[pool], draft.group_ids[pool], fractions, seed)
     return np.array(names, dtype=object)[split_index]
-
-
-def _validation_rows(split: Split, manifest: pd.DataFrame, n_folds: int) -> _Bools:
-    """Return (n,) which rows of a split of k folds validate the net of the fold before theirs.
-
-    Each class of a fold with two groups is in both parts. A fold of one group validates whole, and so does every fold
-    of a hand-written file, which says no fraction.
-    """
-    validates = np.ones(len(split.frame), bool)
-    if split.spec is None or not _validates_in_part(split):
-        return validates
-    fraction = split.spec.validation * n_folds
-    # Groups of all images, as in the folds: two images may be linked by one that the split leaves out.
-    in_order = manifest.sort_values("image_id")
-    is_in_split = in_order["image_id"].isin(split.frame["image_id"]).to_numpy()
-    labels = pd.factorize(in_order["label"], sort=True)[0].astype(np.int64)[is_in_split]
-    groups, folds = leakage_groups(in_order)[is_in_split], split.frame["fold"].to_numpy()
-    for fold in range(n_folds):
-        rows = np.flatnonzero(folds == fold)
-        is_train = (
-            stratified_group_split(labels[rows], groups[rows], [1.0 - fraction, fraction], split.spec.seed) == 0
-        )
-        if not is_train.all():
-            validates[rows] = ~is_train
-    return validates
-
-
-def _validates_in_part(split: Split) -> bool:
-    """Return whether a part of each fold validates, in place of the whole fold."""
-    spec = split.spec
-    return spec is not None and spec.scheme == "kfold" and spec.validation * spec.folds < 1.0 - 1e-9
 
 
 # Checking a split
