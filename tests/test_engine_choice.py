@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from conftest import Invoke
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.engines import graph
-from dermkit.models.engines.sessions import OpenVinoSession
+from dermkit.models.engines.scoring import SessionEngine
+from dermkit.models.engines.sessions import NetOutputs, OpenVinoSession
 from dermkit.prediction import engine_choice
 from dermkit.prediction.engine_choice import AUTO, Measurement, cache_folder, select_engine
 from dermkit.prediction.predictor import Predictor, load_model
@@ -114,19 +116,22 @@ def test_a_measured_rate_is_of_all_batches(model: Path, cache: Path) -> None:
     assert len(lines) == 5, lines  # one net written, three measured, one chosen
 
 
-def shifted(session: Any) -> Any:
+def scaled(session: Any, factor: float) -> Any:
     def score(pixels: Any, metadata: Any = None) -> Any:
         outputs = session(pixels, metadata)
-        return outputs._replace(logits=outputs.logits * np.float32(1.5))
+        return outputs._replace(logits=outputs.logits * np.float32(factor))
 
     return score
 
 
+@pytest.mark.parametrize("factor", [1.5, float("nan")])
 def test_an_engine_of_other_numbers_is_refused_or_left_out(
-    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     monkeypatch.setattr(
-        engine_choice, "OpenVinoSession", lambda *args, **options: shifted(OpenVinoSession(*args, **options))
+        engine_choice,
+        "OpenVinoSession",
+        lambda *args, **options: scaled(OpenVinoSession(*args, **options), factor),
     )
     with pytest.raises(
         UntrustedError, match=r"--engine openvino: does not give what torch gives: a probability of"
@@ -154,6 +159,28 @@ def test_an_engine_that_cannot_load_the_net_is_left_out(
         selected(model, "openvino")
 
 
+def test_all_views_of_a_batch_are_not_in_memory_at_once() -> None:
+    sizes: list[int] = []
+
+    def session(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+        assert metadata is not None and (metadata[:, 0] == pixels[:, 0, 0, 0]).all()
+        sizes.append(len(pixels))
+        logits = np.zeros((len(pixels), 13, 2), np.float32)
+        logits[:, :, 0] = pixels[:, 0, 0, :1]
+        return NetOutputs(logits, np.repeat(metadata, 2, axis=1))
+
+    pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((5, 4, 4, 3), np.uint8)
+    metadata = np.arange(5, dtype=np.float32)[:, None]
+    engine = SessionEngine(session, "made", 1, n_views=13)
+    probabilities, features = engine.score(pixels, metadata=metadata)
+    assert max(sizes) * 13 <= 16 and sum(sizes) == 5
+    np.testing.assert_allclose(probabilities[:, 0], 1 / (1 + np.exp(-np.arange(5.0))))
+    assert features is not None and features[:, 1].tolist() == [0, 1, 2, 3, 4]
+    sizes.clear()
+    SessionEngine(session, "made", 1).score(pixels, metadata=metadata)
+    assert sizes == [5], "one view: a batch stays whole"
+
+
 def test_a_changed_net_in_the_cache_is_written_again(model: Path, cache: Path) -> None:
     _, lines = selected(model, "onnxruntime")
     assert lines[0].startswith("writing net 1 of 1") and len(lines) == 2
@@ -165,6 +192,9 @@ def test_a_changed_net_in_the_cache_is_written_again(model: Path, cache: Path) -
     _, lines = selected(model, "onnxruntime")
     assert any("net-0.onnx: its bytes" in line and "written again" in line for line in lines)
     assert net.read_bytes() == whole
+    (net.parent / CHECKSUM_FILE).write_text("")  # not listed: not verified
+    _, lines = selected(model, "onnxruntime")
+    assert any(line.startswith("writing net 1 of 1") for line in lines)
     (net.parent / CHECKSUM_FILE).unlink()  # a write that was interrupted
     _, lines = selected(model, "onnxruntime")
     assert any(line.startswith("writing net 1 of 1") for line in lines)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dermkit import __version__
 from dermkit.errors import DermkitError, OutputError, UntrustedError, UsageError, did_you_mean
 from dermkit.files import JsonFile, fingerprint, lock, make_folder, sha256_file, write_bytes
-from dermkit.models.checksums import CHECKSUM_FILE, check_hashes, write_checksums
+from dermkit.models.checksums import CHECKSUM_FILE, check_hashes, expected_hashes, write_checksums
 from dermkit.models.engines.packages import check_packages, installed_version
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.prediction.parity import compare_nets
@@ -49,11 +49,12 @@ _BATCHES_PER_THREAD = 2
 class Measurement:
     """One engine on this machine. images_per_second: median of three rounds, None where only numbers were compared.
 
-    max_probability_difference: from torch, on n_images images. problem: why it cannot be used, "" where it can.
+    max_probability_difference: from torch, on n_images images; None where it is no number, which is a problem.
+    problem: why it cannot be used, "" where it can.
     """
 
     images_per_second: float | None
-    max_probability_difference: float
+    max_probability_difference: float | None
     n_images: int
     problem: str = ""
 
@@ -183,7 +184,12 @@ def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], thr
         for path in files
     ]
     engines = tuple(
-        SessionEngine(session, _version_of(engine), 0 if member.metadata is None else member.metadata.width)
+        SessionEngine(
+            session,
+            _version_of(engine),
+            0 if member.metadata is None else member.metadata.width,
+            len(member.views),
+        )
         for session, member in zip(sessions, predictor.members, strict=True)
     )
     return replace(predictor, session_engines=engines)
@@ -196,7 +202,8 @@ def _compare(predictor: "Predictor", candidate: "Predictor") -> Measurement:
     if not candidate.session_engines:
         return Measurement(None, 0.0, 0)
     report = compare_nets(predictor, [engine.session for engine in candidate.session_engines], _DRAWN)
-    return Measurement(None, report.max_probability_difference, report.n_images, report.problem)
+    difference = report.max_probability_difference
+    return Measurement(None, difference if np.isfinite(difference) else None, report.n_images, report.problem)
 
 
 def _measure(predictor: "Predictor", candidate: "Predictor", threads: int) -> Measurement:
@@ -270,11 +277,11 @@ def _cached_files(folder: Path, predictor: "Predictor", progress: Progress) -> l
         if (nets / CHECKSUM_FILE).is_file():
             try:
                 check_hashes(nets, preserved="")
+                # A file that is not listed was not verified.
+                if {path.name for path in files} <= set(expected_hashes(nets)):
+                    return files
             except UntrustedError as error:
                 progress.say(f"{error.message}: written again")
-            else:
-                if all(path.is_file() for path in files):
-                    return files
         _write_nets(predictor, nets, progress)
         write_checksums(nets)
         return files
