@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from conftest import Cli, Invoke
 from dermkit.data.manifest import LesionClass
@@ -254,7 +254,9 @@ def test_the_scripts_of_the_docs_give_the_models_numbers(
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
     model = save(tmp_path / "model", random_net(CNN, 5), CNN, preprocessing_of(24))
-    (tmp_path / "lesion.png").write_bytes((photographs / "07.png").read_bytes())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # as of a phone that was held upright
+    Image.open(photographs / "07.png").save(tmp_path / "lesion.png", exif=exif)
     (tmp_path / "sitecustomize.py").write_text(HOOK)
     done = cli("export", model, "--to", "onnx", "--out", "exported")
     assert done.returncode == 0, done.stderr

@@ -29,8 +29,8 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {ONNX_FORMAT: (".onnx",), OPENVINO_FOR
 """Format -> the endings of a net's files; the first is the one that is opened."""
 
 _PIXELS_TEXT = (
-    "RGB pixels (N, S, S, 3), uint8, 0 to 255, of images resized as `preprocessing` says; the division, mean and "
-    "standard deviation there are inside the net"
+    "sRGB pixels (N, S, S, 3), uint8, 0 to 255, of images turned as their EXIF orientation says and resized as "
+    "`preprocessing` says; the division, mean and standard deviation there are inside the net"
 )
 _OUTPUT_TEXTS = {
     PROBABILITIES_OUTPUT: "(N, K) float32: the mean over the views of the softmax of their logits",
@@ -38,6 +38,7 @@ _OUTPUT_TEXTS = {
     FEATURES_OUTPUT: "(N, C) float32: the backbone's pooled features of the first view",
 }
 _STEPS = (
+    "an image turned as its EXIF orientation says, in sRGB, resized as `preprocessing` of the net says: its `pixels`",
     "each net's `probabilities`; better: softmax of its `logits` in float64, and the mean over views",
     "where the net has a `calibration`: softmax(log p / temperature + bias)",
     "its columns in the order of `class_order`: column k of the model is column class_order[k] of the net",
