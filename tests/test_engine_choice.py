@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import Invoke
-from dermkit.errors import UntrustedError, UsageError
+from dermkit.errors import ResourceError, UntrustedError, UsageError
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.engines import graph
 from dermkit.models.engines.scoring import SessionEngine
@@ -157,6 +157,24 @@ def test_an_engine_that_cannot_load_the_net_is_left_out(
     assert lines[-1].startswith("engine: ") and "OpenVINO" not in lines[-1]
     with pytest.raises(UntrustedError, match="no operator"):
         selected(model, "openvino")
+
+
+def test_an_engine_that_fails_as_it_runs_is_left_out(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_pixels(*args: Any, **options: Any) -> Any:
+        session = OpenVinoSession(*args, **options)
+        return lambda pixels, metadata=None: session(
+            pixels[:, :5], metadata
+        )  # of a size that the net does not take
+
+    monkeypatch.setattr(engine_choice, "OpenVinoSession", without_pixels)
+    monkeypatch.setattr(engine_choice, "_images_per_second", lambda *_: 1.0)
+    with pytest.raises(ResourceError, match="OpenVINO failed on 32 images"):
+        selected(model, "openvino")
+    _, lines = selected(model, AUTO)
+    assert any("OpenVINO failed on 32 images" in line and line.endswith("it is left out") for line in lines)
+    assert lines[-1].startswith("engine: ") and "OpenVINO" not in lines[-1]
 
 
 def test_all_views_of_a_batch_are_not_in_memory_at_once() -> None:

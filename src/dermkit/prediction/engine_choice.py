@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit import __version__
-from dermkit.errors import DermkitError, OutputError, UntrustedError, UsageError, did_you_mean
+from dermkit.errors import DermkitError, OutputError, ResourceError, UntrustedError, UsageError, did_you_mean
 from dermkit.files import JsonFile, fingerprint, lock, make_folder, sha256_file, write_bytes
 from dermkit.models.checksums import CHECKSUM_FILE, check_hashes, expected_hashes, write_checksums
 from dermkit.models.engines.packages import check_packages, installed_version
@@ -124,11 +124,17 @@ def _fastest(predictor: "Predictor", threads: int, progress: Progress) -> "Predi
     except UsageError as error:  # a net that ONNX does not hold
         progress.say(f"engine: torch, since {error.message}")
         return predictor
-    for engine, candidate in candidates.items():
+    for engine, candidate in tuple(candidates.items()):
         known = records.measurements.get(engine)
         if known is None or (known.images_per_second is None and not known.problem):
             progress.say(f"measuring {_version_of(engine)} on this machine, once for this model")
-            records.add(engine, _measure(predictor, candidate, threads))
+            try:
+                records.add(engine, _measure(predictor, candidate, threads))
+            except ResourceError as error:
+                if engine == TORCH:
+                    raise
+                progress.say(f"{error.message}: it is left out")
+                del candidates[engine]
     return _pick(candidates, records.measurements, threads, progress)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dermkit.errors import UntrustedError
+from dermkit.errors import ResourceError, UntrustedError
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.engines.packages import load_onnxruntime, load_openvino
 from dermkit.threads import cpu_count
@@ -66,7 +66,10 @@ class OnnxRuntimeSession:
 
     def __call__(self, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
         """Score resized pixels, as `Session` says."""
-        logits, features = self._session.run([LOGITS_OUTPUT, FEATURES_OUTPUT], _inputs(pixels, metadata))
+        try:
+            logits, features = self._session.run([LOGITS_OUTPUT, FEATURES_OUTPUT], _inputs(pixels, metadata))
+        except Exception as error:  # its exceptions have no common class
+            raise _failed("ONNX Runtime", len(pixels), error) from error
         return NetOutputs(logits, features)
 
 
@@ -93,7 +96,10 @@ class OpenVinoSession:
         request: Any = getattr(self._requests, "request", None)
         if request is None:
             request = self._requests.request = self._net.create_infer_request()
-        outputs = request.infer(_inputs(pixels, metadata), share_inputs=True)
+        try:
+            outputs = request.infer(_inputs(pixels, metadata), share_inputs=True)
+        except RuntimeError as error:
+            raise _failed("OpenVINO", len(pixels), error) from error
         # Copies: the next call of this thread writes into the same memory.
         return NetOutputs(outputs[LOGITS_OUTPUT].copy(), outputs[FEATURES_OUTPUT].copy())
 
@@ -109,4 +115,12 @@ def _unreadable(path: Path, engine: str, error: Exception) -> UntrustedError:
         outcome="nothing was predicted",
         remedy="export the model again with the versions that are installed here, or score images with torch: "
         "`dermkit predict MODEL IMAGES --out DIR`",
+    )
+
+
+def _failed(engine: str, n_images: int, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"{engine} failed on {n_images} images: {' '.join(str(error).split())[:300]}",
+        remedy="a smaller --batch-size or fewer --workers where memory ran out, or score images with torch: `dermkit "
+        "predict MODEL IMAGES --out DIR`",
     )
