@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from corner_net import save_corner_model
+from dermkit.models.card import EMPTY_POLICY, write_policy
 from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.reporting.labels import page_templates
 from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts
@@ -135,3 +137,18 @@ def test_counterfactuals_of_an_earlier_model_are_no_doubt(tmp_path: Path) -> Non
     assert lines is not None and "an earlier state of the model" in lines.warning
     html = page_templates().get_template("counterfactual_lines.html.j2").render(counterfactuals=lines)
     assert '<p class="call">The verdict does not use these figures: they are of an earlier state' in html
+
+
+def test_counterfactuals_from_before_the_test_images_were_scored_are_of_the_same_model(tmp_path: Path) -> None:
+    save_corner_model(tmp_path / "model")
+    policy = {**EMPTY_POLICY, "n_validation_images": 20}
+    write_policy(tmp_path / "model", policy)
+    sha256 = hashlib.sha256((tmp_path / "model" / "model.json").read_bytes()).hexdigest()
+    write_counterfactuals(tmp_path, *BOTH, split="validation", model_sha256=sha256)
+    shown = {
+        "split": "test", "n": 9, "outcome": "", "verdict": "", "figures": {}, "broken_guarantees": [],
+        "is_of_single_nets": False,
+    }  # fmt: skip
+    write_policy(tmp_path / "model", policy, evaluation=shown)
+    assert hashlib.sha256((tmp_path / "model" / "model.json").read_bytes()).hexdigest() != sha256
+    assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2

@@ -3,11 +3,12 @@
 A rule over out_of_distribution.json and counterfactuals.json of the run folder; nothing is computed from images here.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dermkit.files import sha256_file
+from dermkit.files import json_text, sha256_bytes
 from dermkit.runs.doubts import Doubt, has_reliable_interval
 from dermkit.runs.layout import (
     COUNTERFACTUALS,
@@ -47,12 +48,25 @@ def why_counterfactuals_unused(run: Path, content: Mapping[str, Any], split: str
     content: of counterfactuals.json. Validation images count for the test split too, since the net is the same; test
     images do not count for validation, nor do those of another data set.
     """
-    hashes = {sha256_file(path) for path in (run / MODEL_FOLDER).glob("*.json")}  # its card, as `Predictor.sha256`
+    hashes = {sha256 for path in (run / MODEL_FOLDER).glob("*.json") for sha256 in _card_hashes(path)}
     if hashes and content.get("model_sha256") not in hashes:
         return "they are of an earlier state of the model, which has been written anew since"
     images = (content.get("images") or {}).get("split") or "unknown"
     is_of_run = images in (split, "validation")
     return "" if is_of_run else f"they are of {images} images, and the verdict is on {split} images"
+
+
+def _card_hashes(card: Path) -> list[str]:
+    """Return the hash of a model's card, as `Predictor.sha256`, and that from before its test images were scored.
+
+    What the test images showed is noted in the card, and changes no answer.
+    """
+    data = card.read_bytes()
+    document = json.loads(data)
+    if not document.get("evaluation"):
+        return [sha256_bytes(data)]
+    before = json_text({**document, "evaluation": None}, format=document["format"])
+    return [sha256_bytes(data), sha256_bytes(before.encode())]
 
 
 def counterfactual_doubts(run: Path, split: str) -> Iterator[Doubt]:
