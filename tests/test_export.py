@@ -193,6 +193,20 @@ def test_a_planted_difference_is_refused(
         report.check("onnx")
 
 
+def test_a_net_that_depends_on_the_batch_is_refused_on_one_image(
+    exported: Path, predictor: Predictor, photographs: Path
+) -> None:
+    sessions: list[Any] = open_sessions(exported, "onnx", 3)
+    net = sessions[0]
+
+    def changed(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+        logits, features = net(pixels, metadata)
+        return NetOutputs(logits * np.float32(1 + 1e-3 * (len(pixels) > 1)), features)
+
+    one = ParityImages("this", (("01.png", photographs / "01.png"),))
+    assert "alone and in a batch" in compare_nets(predictor, [changed, *sessions[1:]], one).problem
+
+
 def test_the_graph_has_the_views_of_torch(predictor: Predictor) -> None:
     """Crops are made without antialiasing there, rotations in one batch."""
     member, images = (

@@ -14,7 +14,7 @@ from dermkit.errors import UntrustedError
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.engines.sessions import NetOutputs, Session
 from dermkit.models.members import distinct_resizings, mean_probabilities
-from dermkit.prediction.parity_images import ParityImages
+from dermkit.prediction.parity_images import BATCH_SIZE, ParityImages
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
@@ -36,7 +36,7 @@ class ParityReport:
 
     images: what these are. worst_image: the name of that with the largest difference. n_different_labels: images with
     another most probable class, n_different_calls: on the other side of the operating point in use; both only where two
-    numbers nearly tie. n_in_batch: images that were scored alone and in one batch.
+    numbers nearly tie. n_in_batch: size of the batch that single images are compared with.
     """
 
     images: str
@@ -120,7 +120,7 @@ def compare_nets(predictor: "Predictor", sessions: Sequence[Session], images: Pa
     image.
     """
     batches: list[_Batch] = []
-    alone: Floats | None = None
+    alone = together = None
     rng = np.random.default_rng(0)
     for names, pixels in images.batches(predictor.resizings):
         metadata = [
@@ -131,9 +131,10 @@ def compare_nets(predictor: "Predictor", sessions: Sequence[Session], images: Pa
         batches.append(_compare_batch(predictor, names, (pixels, metadata), outputs))
         if alone is None:
             alone = _one_by_one(predictor, sessions, pixels, metadata)
-    if alone is None:
+            together = _in_one_batch(predictor, sessions, pixels, metadata)
+    if alone is None or together is None:
         raise ValueError("no image to compare on: `check_usable` comes first")
-    return _report(predictor, batches, alone, images)
+    return _report(predictor, batches, float(np.abs(together - alone).max()), images)
 
 
 def run_sessions(
@@ -168,6 +169,22 @@ def _one_by_one(
     return np.concatenate([_mean(predictor, outputs) for outputs in singles])
 
 
+def _in_one_batch(
+    predictor: "Predictor",
+    sessions: Sequence[Session],
+    pixels: Sequence[NDArray[np.uint8]],
+    metadata: Sequence[NDArray[np.float32] | None],
+) -> Floats:
+    """Return the probabilities (N, K) of images in a batch of `BATCH_SIZE`: fewer are repeated."""
+    n_images = len(pixels[0])
+    rows = np.arange(BATCH_SIZE) % n_images
+    outputs = run_sessions(
+        predictor, sessions, [array[rows] for array in pixels],
+        [None if encoded is None else encoded[rows] for encoded in metadata],
+    )  # fmt: skip
+    return _mean(predictor, outputs)[:n_images]
+
+
 def _mean(predictor: "Predictor", outputs: Sequence[NetOutputs]) -> Floats:
     return mean_probabilities([output.probabilities for output in outputs], predictor.members)
 
@@ -188,7 +205,7 @@ def _compare_batch(
 
 
 def _report(
-    predictor: "Predictor", batches: Sequence[_Batch], alone: Floats, images: ParityImages
+    predictor: "Predictor", batches: Sequence[_Batch], batch_difference: float, images: ParityImages
 ) -> ParityReport:
     names = [name for batch in batches for name in batch.names]
     expected, exported = (
@@ -204,6 +221,6 @@ def _report(
     return ParityReport(
         images.source, len(names), names[worst], float(differences[worst]),
         int((expected.argmax(axis=1) != exported.argmax(axis=1)).sum()), n_calls,
-        float(np.abs(exported[: len(alone)] - alone).max()), len(alone),
+        batch_difference, BATCH_SIZE,
         float(np.max([batch.feature_difference for batch in batches])),
     )  # fmt: skip
