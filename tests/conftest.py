@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ def before_format_5(card: dict[str, Any]) -> dict[str, Any]:
     added = ("preprocessing", "weight", "class_order")
     members = [{name: value for name, value in member.items() if name not in added} for member in card["members"]]
     return {**card, "preprocessing": card["members"][0]["preprocessing"], "members": members}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def heat_maps_where_they_are_tested(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave heat maps out of trainings within this process: half a second of processor time for each of hundreds.
+
+    Commands in a process of their own make them, and so do the trainings of tests/test_run_heat_maps.py.
+    """
+    if request.module.__name__ == "test_run_heat_maps":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dermkit.explanation.run_maps.update_heat_maps", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture
