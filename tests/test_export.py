@@ -350,6 +350,16 @@ def test_a_net_that_onnx_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch)
         graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
 
 
+def test_a_graph_that_openvino_cannot_read_is_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(graph, "onnx_bytes", lambda *_args, **_texts: b"no graph")
+    with pytest.raises(UsageError, match="net 0: OpenVINO cannot write it: ") as caught:
+        export_run._write_net(predictor, 0, "openvino", tmp_path)
+    assert "--to onnx" in caught.value.remedy
+
+
 def test_a_head_of_neighbours_is_refused_before_it_is_tried() -> None:
     neighbours = ClassifierSpec(
         kind="k_nearest", penalty=1.0, neighbours=3, iterations=1, learning_rate=0.1, max_leaves=2

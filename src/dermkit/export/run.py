@@ -138,12 +138,19 @@ def _write_net(predictor: "Predictor", number: int, to: str, folder: Path) -> No
     if to == ONNX_FORMAT:
         return
     openvino = load_openvino()
-    graph = openvino.Core().read_model(str(path))
-    for name, text in properties.items():
-        graph.set_rt_info(text, ["dermkit", name])
-    with output_errors(folder):
+    try:
+        graph = openvino.Core().read_model(str(path))
+        for name, text in properties.items():
+            graph.set_rt_info(text, ["dermkit", name])
         # Its default would round the weights to 16 bits.
         openvino.save_model(graph, str(folder / net_file(number, to)), compress_to_fp16=False)
+    except RuntimeError as error:  # an operator that it lacks, or a file that it cannot write
+        raise UsageError(
+            f"net {number}: OpenVINO cannot write it: {str(error).strip().splitlines()[0][:300]}",
+            outcome="nothing was written",
+            remedy="check the space on the disk; export with --to onnx, which OpenVINO reads too, or score with torch",
+        ) from error
+    with output_errors(folder):
         path.unlink()
 
 

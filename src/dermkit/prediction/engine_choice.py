@@ -36,6 +36,8 @@ TORCH, ONNXRUNTIME, OPENVINO, AUTO = "torch", "onnxruntime", "openvino", "auto"
 FILE_ENGINES = (ONNXRUNTIME, OPENVINO)
 TITLES: Mapping[str, str] = {TORCH: "torch", ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
 _WRITERS = ("onnx", "onnxscript")
+GRAPH_FORMAT = 1
+"""Of the cached nets: raised with each change of what `models.engines.graph` writes, so that no older net is taken."""
 _DRAWN = ParityImages("drawn lesions", ())
 
 MEASUREMENTS_FORMAT = 1
@@ -257,7 +259,11 @@ def cache_folder() -> Path:
 
 def _model_cache(predictor: "Predictor") -> Path:
     """Return the folder of a model's nets, as these versions write them: another version has another folder."""
-    versions = [__version__, *(installed_version(package) for package in ("torch", "timm", *_WRITERS))]
+    versions = [
+        str(GRAPH_FORMAT),
+        __version__,
+        *(installed_version(package) for package in ("torch", "timm", *_WRITERS)),
+    ]
     return cache_folder() / "engines" / fingerprint(sha256_file(predictor.folder / CHECKSUM_FILE), versions)
 
 
