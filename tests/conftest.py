@@ -17,6 +17,7 @@ import dermkit as dk
 from dermkit import cli as command_line
 from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from dermkit.data.synthetic.lesions import CLASSES
+from dermkit.explanation.run_maps import update_heat_maps
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase
 from dermkit.recipes.schema import Recipe
 from dermkit.render import style
@@ -174,4 +175,6 @@ def tiny() -> Recipe:
 def trained(binary: Path, tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the finished run folder of `tiny` on `binary`; tests leave it as it is."""
     where = dk.RunSettings(out=tmp_path_factory.mktemp("runs"), device="cpu")
-    return dk.train(tiny, dk.load_dataset(binary), settings=where)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dermkit.explanation.run_maps.update_heat_maps", update_heat_maps)
+        return dk.train(tiny, dk.load_dataset(binary), settings=where)

@@ -175,7 +175,7 @@ def test_with_folds_a_trial_is_worth_the_mean_over_all_of_them(
     binary: Path, frozen: Recipe, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    recipe = replace(frozen, split=replace(frozen.split, scheme="kfold", folds=3, test=0.0))
+    recipe = replace(frozen, split=replace(frozen.split, scheme="kfold", folds=3, test=0.0, validation=0.34))
     folder = search(
         recipe, space_of(recipe, {"phases.0.head_lr": [1e-3, 1e-2]}), dk.load_dataset(binary),
         options=SearchOptions(study="folds", prunes=False, trains_final=False),

@@ -5,13 +5,13 @@ probability, then changes no map. Shapes: S x S pixels of the net's input, N ima
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam, LayerGradientXActivation, Occlusion
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -85,6 +85,14 @@ class NetExplainer:
         return scale_to_one(evidence.cpu().numpy())
 
 
+def _captum() -> Any:
+    """Return captum.attr. Its progress bar, which is not used here, warns in notebooks without ipywidgets."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from captum import attr
+    return attr
+
+
 def choose_method(net: Net, method: MapMethod) -> tuple[MapMethod, str]:
     """Return the method for a net, and why `auto` takes no gradients, "" if it does; raises `UsageError` else."""
     if method == "occlusion":
@@ -131,7 +139,11 @@ def _score(net: Net, target: EvidenceTarget, metadata: Tensor | None, x: Tensor)
 def _gradient_evidence(net: Net, layer: MapLayer, inputs: Tensor, score: NetScore) -> Tensor:
     """Return the evidence at each pixel, (S, S), from gradients at a layer. inputs: (1, 3, S, S) float32."""
     with grid_view(net, layer) as grid:
-        attribution = LayerGradCam(score, grid) if layer.is_pooled else LayerGradientXActivation(score, grid)
+        attribution = (
+            _captum().LayerGradCam(score, grid)
+            if layer.is_pooled
+            else _captum().LayerGradientXActivation(score, grid)
+        )
         evidence = attribution.attribute(inputs.requires_grad_(True)).detach().sum(dim=1, keepdim=True)
     size = inputs.shape[-2:]
     # Clipped before it is enlarged: evidence against the class beside it must not eat into a region's border.
@@ -149,11 +161,15 @@ def occlusion_evidence(
     window = math.ceil(size / windows_per_side)
     mean_colour = inputs.mean(dim=(2, 3), keepdim=True).expand_as(inputs)
     with torch.no_grad():
-        evidence: Tensor = Occlusion(score).attribute(
-            inputs,
-            sliding_window_shapes=(inputs.shape[1], window, window),
-            strides=(inputs.shape[1], max(1, window // 2), max(1, window // 2)),
-            baselines=mean_colour,
-            perturbations_per_eval=batch_size,
+        evidence: Tensor = (
+            _captum()
+            .Occlusion(score)
+            .attribute(
+                inputs,
+                sliding_window_shapes=(inputs.shape[1], window, window),
+                strides=(inputs.shape[1], max(1, window // 2), max(1, window // 2)),
+                baselines=mean_colour,
+                perturbations_per_eval=batch_size,
+            )
         )
     return evidence[0].mean(dim=0)
