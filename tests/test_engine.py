@@ -518,11 +518,13 @@ def two_processes(recipe: Recipe, folder: Path) -> list[dict[str, object]]:
 def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) -> None:
     """44 images in batches of 11: shares of 6 and 5. Nothing here draws dropout. Weights are averaged in one of them.
 
-    The net and its rates are such that a difference in the last bit does not grow: a random MobileNetV2 at this size
-    turns 1e-6 in its weights into 0.1 of the loss within an epoch, on one process.
+    The net has no kinks (SiLU, no max-pooling), so a difference in the last bit does not grow: 1e-6 in its weights
+    moves the loss by 5e-7 in two epochs, on one process. With ReLU and max-pooling 1e-7 moved it by 4e-4 on a
+    processor without AVX-512, because one unit switched.
     """
     sgd = replace(BALANCED.optim, optimizer="sgd", momentum=0.9, batch_size=11)
-    residual = replace(SMALL, backbone="resnet10t", dropout=0.0)
+    smooth = {"act_layer": "silu", "replace_stem_pool": True}
+    residual = replace(SMALL, backbone="resnet10t", backbone_args=smooth, dropout=0.0)
     phases = (full_phase(2, lr=1e-2),)
     recipe = {
         "mixed, balanced, uneven": replace(
@@ -537,7 +539,7 @@ def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) ->
     assert isinstance(rows, list)
     for one, two in zip(alone.log_rows, rows, strict=True):
         for figure in ("train_loss", "val_loss"):
-            assert one[figure] == pytest.approx(two[figure], rel=1e-4)
+            assert one[figure] == pytest.approx(two[figure], rel=1e-5)
 
 
 def test_progress_of_an_unknown_format_is_refused(tmp_path: Path) -> None:
