@@ -10,26 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dermkit.runs.predictions import class_indices, probabilities_of
+from dermkit.runs.predictions import ScoredImage, class_indices, probabilities_of
 
 MAX_MISTAKES, MAX_HITS = 6, 3
 """Images with a heat map in a report. Chosen: one row of a page, and a few seconds of a processor for a small net."""
 
 
 @dataclass(frozen=True)
-class RunImage:
+class RunImage(ScoredImage):
     """A row of predictions.csv whose answer gets a heat map.
 
-    is_mistake: else the answer is right. is_missed: a malignant lesion that was called something else. p_predicted,
-    p_label: 0..1. seed, fold: which net scored it, "" where the table does not say.
+    is_mistake: else the answer is right. is_missed: a malignant lesion that was called something else. seed, fold:
+    which net scored it, "" where the table does not say.
     """
 
-    image_id: str
-    path: str
-    label: str
-    predicted: str
-    p_predicted: float
-    p_label: float
     is_missed: bool
     seed: str
     fold: str

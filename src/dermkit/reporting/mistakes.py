@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dermkit.errors import ImageRejected
 from dermkit.images.decode import open_image
 from dermkit.render.sheets import data_uri
+from dermkit.runs.predictions import ScoredImage
 
 PixelFinder = Callable[[str], NDArray[np.uint8] | None]
 
@@ -19,15 +20,9 @@ THUMBNAIL_EDGE = 144
 
 
 @dataclass(frozen=True)
-class Mistake:
+class Mistake(ScoredImage):
     """A misclassified image; uri is "" if the image cannot be opened."""
 
-    image_id: str
-    path: str
-    label: str
-    predicted: str
-    p_predicted: float
-    p_label: float
     uri: str
 
 

@@ -11,6 +11,7 @@ from dermkit.files import read_regular
 from dermkit.render.cells import undefused
 from dermkit.runs.folder import RunFolder, read_table
 from dermkit.runs.layout import HEAT_MAPS, HEAT_MAPS_FOLDER, HEAT_MAPS_TABLE
+from dermkit.runs.predictions import ScoredImage
 
 _MAX_PICTURE_BYTES = 200_000
 """A picture is some 8 kB: a larger file is none of ours, and would fill the report."""
@@ -22,15 +23,9 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class HeatMapItem:
-    """An image with its map. p_predicted, p_label: 0..1. The URIs are "" where there is no map; `note` says why."""
+class HeatMapItem(ScoredImage):
+    """An image with its map. The URIs are "" where there is no map; `note` says why."""
 
-    image_id: str
-    path: str
-    label: str
-    predicted: str
-    p_predicted: float
-    p_label: float
     is_missed: bool
     picture_uri: str
     overlay_uri: str

@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,18 @@ FOREIGN_SUM_TOLERANCE = 1e-3
 SUM_TOLERANCE_TEXT = f"{SUM_TOLERANCE} (a table of another tool: {FOREIGN_SUM_TOLERANCE})"
 MAX_LINES_LISTED = 20
 """Line numbers listed per kind of problem; the others are counted."""
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """A row of predictions.csv as people see it. p_predicted, p_label: 0..1, of the answer and of the true class."""
+
+    image_id: str
+    path: str
+    label: str
+    predicted: str
+    p_predicted: float
+    p_label: float
 
 
 def prediction_columns(classes: Sequence[str]) -> list[str]:
