@@ -1,6 +1,7 @@
 """Images outside the training distribution: the test and its false alarms, the file, predictions, nearest cases."""
 
 import json
+import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from sklearn.neighbors import NearestNeighbors
 
 import dermkit as dk
 from conftest import Invoke
-from dermkit.data.manifest import LesionClass
+from dermkit.data.manifest import LesionClass, load_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.errors import UntrustedError, UsageError
+from dermkit.evaluation.external import evaluate_external
 from dermkit.evaluation.out_of_distribution import pool_distances, read_distances, write_table
 from dermkit.explanation.nearest_cases import training_cases
 from dermkit.files import sha256_bytes
@@ -405,6 +407,28 @@ def test_a_run_states_its_false_alarms(trained: Path, tmp_path: Path) -> None:
     assert (pooled["splits"]["test"]["n"], pooled["n_validation_groups"]) == (60, 45)
     pool_distances(parent, [folds[0], trained])
     assert "too few" in OUT_OF_DISTRIBUTION.read(parent)["reason"]
+
+
+def test_another_data_set_is_told_how_many_of_its_images_are_foreign(
+    model: Path, lesions: list[Path], noise: Path, tmp_path: Path, invoke: Invoke
+) -> None:
+    """Twenty new lesions, twelve pictures of noise, and two training images, which count in no test figure."""
+    for path in [*lesions[:2], *lesions[N_TRAIN + N_VALIDATION :], *noise.iterdir()]:
+        label = path.parent.name if path.suffix == ".jpg" else "benign"
+        (tmp_path / "raw" / label).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "raw" / label)
+    assert invoke("import", "folder", tmp_path / "raw", "--out", tmp_path / "other")[0] == 0
+    folder = evaluate_external(
+        model, load_dataset(tmp_path / "other"), mapping_path=None, out=tmp_path / "out", progress=Progress()
+    )
+    table = read_distances(folder).merge(RunFolder(folder).predictions[["image_id", "path", "split"]])
+    scores = load_model(model).score_files([(path, tmp_path / "raw" / path) for path in table["path"]])
+    expected = [score.distance for score in scores]
+    assert table[["distance", "p_value"]].to_numpy() == pytest.approx(np.array(expected), abs=1e-6)
+    is_noise = table["path"].str.endswith(".png")
+    assert is_outside(table.loc[is_noise, "p_value"].to_numpy()).all()
+    assert is_outside(table.loc[~is_noise, "p_value"].to_numpy()).sum() <= 1
+    assert re.search("on the test images it marked 1[23] of 3[24]: ", outlier_text(RunFolder(folder)))
 
 
 def test_the_nearest_cases_are_named_and_no_lesion_is_its_own(

@@ -23,11 +23,13 @@ from dermkit.evaluation.class_mapping import (
 from dermkit.evaluation.evaluate import EvaluationInput, evaluate_run
 from dermkit.evaluation.openings import log_openings, openings_of_images
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
+from dermkit.evaluation.out_of_distribution import write_distances
 from dermkit.evaluation.requested_targets import POLICY_SPLIT, add_targets, check_options
 from dermkit.files import check_output, check_writable, fingerprint, write_json, write_rows
 from dermkit.metrics.decisions.policy import DecisionPolicy, policy_from_dict
 from dermkit.models.card import card_policy
 from dermkit.models.members import input_notes
+from dermkit.prediction.out_of_distribution import Distances
 from dermkit.progress import Progress
 from dermkit.recipes.formats import format_of_recipe
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder
@@ -90,12 +92,13 @@ def evaluate_external(
     )  # fmt: skip
     with reading(dataset, "evaluate"), log_openings(openings) as opening_texts:
         overlap = find_training_overlap(predictor, dataset)
-        scores = _score_dataset(predictor, dataset, progress)
+        scores, distances = _score_dataset(predictor, dataset, progress)
         scores.loc[scores["image_id"].isin(overlap.image_ids), "split"] = SEEN_SPLIT
         mapped = remap_predictions(scores, class_mapping)
         run_json = _run_json(predictor, dataset, class_mapping, mapped, overlap)
         run_json["warnings"] += opening_texts
         _write_folder(folder, mapped, run_json, predictor, dataset)
+        _write_distances(folder, mapped, scores["image_id"], distances, predictor, dataset)
     evaluate_run(folder, dataset, options=options, policy=policy)
     return folder
 
@@ -121,6 +124,25 @@ def _write_folder(
     write_json(folder / RECIPE_FILE, recipe_json, format=format_of_recipe(recipe_json))
 
 
+def _write_distances(
+    folder: Path,
+    mapped: MappedPredictions,
+    image_ids: "pd.Series[str]",
+    distances: Distances | None,
+    predictor: "Predictor",
+    dataset: Dataset,
+) -> None:
+    """Write how far the images that count lie from the training images. image_ids: of N distances."""
+    rows = mapped.predictions[["image_id", "split"]]
+    if distances is not None:
+        numbers = pd.Index(image_ids).get_indexer(pd.Index(rows["image_id"]))
+        distances = Distances(distances.distance[numbers], distances.p_value[numbers])
+    write_distances(
+        folder, predictor.outlier_test, rows, distances, leakage_groups(dataset.manifest),
+        dataset.manifest["image_id"],
+    )  # fmt: skip
+
+
 def _run_folder_of(model_path: Path) -> Path:
     return model_path.parent if model_path.name == MODEL_FOLDER else model_path
 
@@ -131,14 +153,16 @@ def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping
     return run / EXTERNAL_FOLDER / f"{dataset.name}-{mapping_hash}"
 
 
-def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress) -> pd.DataFrame:
-    """Return predictions in the classes of the model, with the labels of the data set."""
+def _score_dataset(
+    predictor: "Predictor", dataset: Dataset, progress: Progress
+) -> tuple[pd.DataFrame, Distances | None]:
+    """Return predictions in the classes of the model, with the labels of the data set, and the images' distances."""
     from dermkit.data.cache.pixels import dataset_pixels
 
     manifest = dataset.manifest.sort_values("image_id").reset_index(drop=True)
     ids = manifest["image_id"].tolist()
     pixels = [dataset_pixels(dataset, ids, preprocessing, progress) for preprocessing in predictor.resizings]
-    p = predictor.score_pixels(
+    p, distances = predictor.score_with_distances(
         [cache.pixels for cache in pixels],
         range(len(ids)),
         on_progress=lambda count, total: progress.step("scoring", count, total),
@@ -146,9 +170,8 @@ def _score_dataset(predictor: "Predictor", dataset: Dataset, progress: Progress)
     )
     frame = manifest[["image_id", "path", "label"]].assign(split=EXTERNAL_SPLIT, fold="", seed="")
     frame["predicted"] = np.array(predictor.class_names, dtype=object)[p.argmax(axis=1)]
-    return frame.assign(
-        **{f"p_{name}": p[:, class_number] for class_number, name in enumerate(predictor.class_names)}
-    )
+    columns = {f"p_{name}": p[:, class_number] for class_number, name in enumerate(predictor.class_names)}
+    return frame.assign(**columns), distances
 
 
 @dataclass(frozen=True)
