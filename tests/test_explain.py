@@ -1,6 +1,7 @@
 """`dermkit explain`: pictures, tables, the page, the checks of maps, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.lesion_masks import find_mask, lesion_share
 from dermkit.render.html import template_environment
+from dermkit.runs.layout import VERDICT
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,8 @@ def test_no_evidence_leaves_the_picture_as_it_is() -> None:
 )
 def test_the_page_marks_curves_by_what_they_say(deletion: float, insertion: float, mark: str) -> None:
     html = template_environment().get_template("explain.html.j2").render(
-        title="t", model="m", lead="l", reasons=(), second_input="", check=None, mask_sentence="", curves_uri="",
+        title="t", model="m", lead="l", verdict=None, reasons=(), second_input="", check=None, mask_sentence="",
+        curves_uri="",
         summary=CurveSummary(2, deletion, insertion, 1, 1), images=[], n_images=0, gradient="#fff", rejected=[],
     )  # fmt: skip
     assert f"{mark}<b>Deletion and insertion</b>" in html
@@ -239,6 +242,33 @@ def test_a_second_explanation_replaces_the_first(
     assert table["against"].tolist() == ["nevus"]
     assert table["p"][0] + table["p_against"][0] == pytest.approx(1)
     assert not (out / "curves.csv").exists()
+
+
+def test_the_page_begins_with_what_the_models_report_said(
+    corner_model: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Heat maps of an untrained net look like any other: its report has to say that its answers are not right."""
+
+    def page_of(model: Path) -> str:
+        out = dk.explain(model, [str(photos)], out=tmp_path / "out", checks=False, device="cpu").out
+        written = json.loads((out / "explain.json").read_text())["verdict"]
+        assert (written or {}).get("word") == ({} if model == corner_model else content).get("verdict")
+        return (out / "explain.html").read_text()
+
+    content = {
+        "split": "test", "verdict": "do not believe",
+        "doubts": [{"code": "majority", "weight": "refuse", "sentence": "Not better than <chance>.",
+                    "evidence": "blind", "remedy": "Train longer."}],
+    }  # fmt: skip
+    assert "nothing is known here of how often its answers are right" in page_of(corner_model)
+    run = shutil.copytree(corner_model.parent, tmp_path / "run")
+    VERDICT.write(run, content)
+    html = page_of(run / corner_model.name)
+    assert html.count('<li class="serious"><b>Verdict of the model') == 1
+    assert "Do not believe (on the test images). Not better than &lt;chance&gt;." in html
+    content = {**content, "verdict": "believe", "doubts": []}
+    VERDICT.write(run, content)
+    assert '<li class="passed"><b>Verdict of the model' in page_of(run)
 
 
 def test_the_command_in_a_process_of_its_own(corner_model: Path, photos: Path, tmp_path: Path, cli: Cli) -> None:

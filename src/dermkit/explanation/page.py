@@ -18,26 +18,28 @@ from dermkit.explanation.records import (
 )
 from dermkit.files import write_bytes, write_text
 from dermkit.render.html import template_environment
+from dermkit.runs.model_verdict import ModelVerdict
 
 MAX_IMAGES_SHOWN = 60
 """Images on the page, which stays below 5 MB with them; the tables and overlays are of all."""
 
 
 def write_page(
-    out: Path, explanations: Sequence[ImageExplanation], *, model: str, reasons: Sequence[str],
-    second_input: str,
+    out: Path, explanations: Sequence[ImageExplanation], *, model: str, verdict: ModelVerdict | None,
+    reasons: Sequence[str], second_input: str,
     check: RandomNetCheck | None, summary: CurveSummary | None, rejected: Sequence[tuple[str, str, str]],
 ) -> Path:  # fmt: skip
     """Write explain.html and, where there are curves, their picture; returns the page's path.
 
-    reasons: why nets have no gradient-based map. second_input: what is said of metadata that
-    the model takes, "" without. rejected: (name, reason, detail) of the images that were refused.
+    verdict: of the model's report, None without one. reasons: why nets have no gradient-based map. second_input: what
+    is said of metadata that the model takes, "" without. rejected: (name, reason, detail) of the images that were
+    refused.
     """
     curves_uri = _write_curves(out, explanations) if summary is not None else ""
     shown = [(one, target_text(one), method_text(one), list(image_facts(one))) for one in explanations]
     html = template_environment().get_template("explain.html.j2").render(
-        title="Where the net looked", model=model, lead=_lead(explanations), reasons=reasons, check=check,
-        second_input=second_input,
+        title="Where the net looked", model=model, lead=_lead(explanations), verdict=verdict, reasons=reasons,
+        check=check, second_input=second_input,
         summary=summary, curves_uri=curves_uri, mask_sentence=_mask_sentence(explanations),
         images=shown[:MAX_IMAGES_SHOWN],
         n_images=len(explanations), gradient=colour_stops(), rejected=rejected,

@@ -4,7 +4,7 @@ import importlib.util
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -51,6 +51,7 @@ from dermkit.prediction.out_of_distribution import is_outside
 from dermkit.progress import Progress
 from dermkit.render.cells import defused
 from dermkit.render.sheets import data_uri, thumbnail
+from dermkit.runs.model_verdict import ModelVerdict, read_model_verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,6 +95,7 @@ class _Job:
     cases: TrainingCases | None
     case_images: Path | None
     metadata: MetadataInput
+    verdict: ModelVerdict | None
 
 
 def explain(
@@ -185,7 +187,7 @@ def _prepare(
     cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
     return _Job(
         predictor, explainer, choice, out, masks, options.checks, training_splits, cases,
-        images_root(predictor.folder), metadata,
+        images_root(predictor.folder), metadata, read_model_verdict(predictor.folder),
     ), image_list  # fmt: skip
 
 
@@ -375,6 +377,7 @@ def _write_results(
     write_tables(job.out, explanations, is_raw=is_raw)
     page = write_page(
         job.out, explanations, model=str(job.predictor.card["recipe"].get("name") or "unnamed"),
+        verdict=job.verdict,
         reasons=job.explainer.reasons, check=check, summary=curves,
         second_input=job.metadata.page_text([one.weights for one in explanations]), rejected=rejected,
     )  # fmt: skip
@@ -409,6 +412,7 @@ def _write_json(
         "nearest_cases": NO_CASES if job.cases is None else "",
         "why_no_gradient": list(job.explainer.reasons),
         "checks": check_fields(check, curves),
+        "verdict": None if job.verdict is None else asdict(job.verdict),
         "n_explained": len(explanations),
         "n_refused": len(rejected),
         "notice": "Research use only. Not a medical device.",
