@@ -94,7 +94,7 @@ def split_of(dataset_folder: Path, seed: int) -> pd.DataFrame:
     """Return image_id, split of the first fold of a race with this seed."""
     from dermkit.data.folds import rows_for_fold
     from dermkit.data.manifest import load_dataset
-    from dermkit.pipeline.auto_plan import fold_split
+    from dermkit.pipeline.auto_recipes import fold_split
     from dermkit.pipeline.data import resolve_split
     from dermkit.pipeline.dataset_profile import profile_dataset
     from dermkit.recipes.strong import STRONG_1H

@@ -20,14 +20,16 @@ import torch
 import dermkit as dk
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.models.card import read_card
-from dermkit.pipeline import auto, estimate_cost
+from dermkit.pipeline import auto, measure_speed
 from dermkit.pipeline import run as pipeline_run
 from dermkit.pipeline.auto import train_auto
-from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice, fold_split
+from dermkit.pipeline.auto_plan import AutoPlan
+from dermkit.pipeline.auto_reasons import PlanChoice
+from dermkit.pipeline.auto_recipes import Candidate, fold_split
 from dermkit.pipeline.auto_results import out_of_fold
 from dermkit.pipeline.dataset_plan import AutoOptions
 from dermkit.pipeline.dataset_profile import profile_dataset
-from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
+from dermkit.pipeline.measure_speed import measure_decoding, measure_net
 from dermkit.recipes.schema import Recipe
 from dermkit.recipes.strong import STRONG_1H
 from dermkit.reporting.auto_page import chosen_sentence
@@ -246,7 +248,7 @@ def test_a_deadline_ends_a_training_within_an_epoch(binary: Path, tiny: Recipe, 
 
 
 def test_speeds_are_measured(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    monkeypatch.setattr(measure_speed, "_SECONDS_PER_MEASUREMENT", 0.0)
     small = replace(STRONG_1H.model, backbone="dermkit/cnn-s1", backbone_args={}, weights="none")
     recipe = replace(STRONG_1H, model=small, image=replace(STRONG_1H.image, size=24))
     speed = measure_net(recipe, None, 2, torch.device("cpu"))
@@ -275,7 +277,7 @@ def test_what_does_not_go_together_is_refused(
 def test_plan_prints_what_it_would_train_and_why(
     invoke: Invoke, binary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    monkeypatch.setattr(measure_speed, "_SECONDS_PER_MEASUREMENT", 0.0)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     code, out, _ = invoke("plan", binary, "--time", "10m")
     assert code == 0 and "finetuned-dermkit-cnn-s4" in out and "no pretrained weights are at hand" in out

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermkit.pipeline.auto_nets import SMALL_NET, input_size
-from dermkit.pipeline.auto_plan import AutoPlan, MeasuredNet, make_plan
+from dermkit.pipeline.auto_plan import AutoPlan, make_plan
+from dermkit.pipeline.auto_recipes import MeasuredNet
 from dermkit.pipeline.dataset_profile import DatasetProfile
 from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
 from dermkit.recipes.schema import ModelSpec, parse_recipe, recipe_to_dict

@@ -7,13 +7,13 @@ import pytest
 
 import dermkit as dk
 from dermkit.errors import DataError
-from dermkit.pipeline import estimate_cost
+from dermkit.pipeline import measure_speed
 
 
 def test_a_plan_holds_profile_and_recipes_and_trains_nothing(
     binary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    monkeypatch.setattr(measure_speed, "_SECONDS_PER_MEASUREMENT", 0.0)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     dataset, out = dk.load_dataset(binary), tmp_path / "runs"
     outcome = dk.plan(dataset, dk.AutoOptions(seconds=600), settings=dk.RunSettings(out=out, device="cpu"))

@@ -25,7 +25,7 @@ from dermkit.models.hub import pin_hub_revision, resolve_hub_net
 from dermkit.models.hub_names import HubName, parse_hub_name
 from dermkit.models.net import backbone_fingerprint, build_net
 from dermkit.models.weights import import_timm, resolve_weights
-from dermkit.pipeline import estimate_cost
+from dermkit.pipeline import measure_speed
 from dermkit.pipeline.auto_nets import input_size, weights_identity
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.derive import check_record, derive_recipe, parse_assignment
@@ -199,9 +199,9 @@ def test_speed_is_measured_and_rates_are_found_with_such_a_net(
     cache: Path, binary: Path, tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_repository(cache, made_net("test_resnet"))
-    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    monkeypatch.setattr(measure_speed, "_SECONDS_PER_MEASUREMENT", 0.0)
     recipe = replace(tiny, model=spec())
-    speed = estimate_cost.measure_net(recipe, None, 2, torch.device("cpu"))
+    speed = measure_speed.measure_net(recipe, None, 2, torch.device("cpu"))
     assert speed.train > 0 and speed.forward > 0
     found = dk.find_lr(
         recipe, dk.load_dataset(binary), steps=20, settings=dk.RunSettings(out=tmp_path / "lr", device="cpu")
@@ -213,7 +213,7 @@ def test_a_plan_takes_such_a_net_and_its_folder_is_that_of_its_name(
     cache: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_repository(cache, made_net("test_vit"))
-    monkeypatch.setattr(estimate_cost, "_SECONDS_PER_MEASUREMENT", 0.0)
+    monkeypatch.setattr(measure_speed, "_SECONDS_PER_MEASUREMENT", 0.0)
     dataset, settings = dk.load_dataset(binary), dk.RunSettings(out=tmp_path / "runs", device="cpu")
     for weights, backbone in ((Path(NAME), PINNED), (folder, "test_vit")):
         plan = dk.plan(dataset, dk.AutoOptions(seconds=600, weights=(weights,)), settings=settings).plan

@@ -16,7 +16,9 @@ from dermkit.data.readers import reading
 from dermkit.errors import DivergenceError, RunInterrupt, UsageError
 from dermkit.files import fingerprint, lock
 from dermkit.pipeline.auto_nets import weights_identity
-from dermkit.pipeline.auto_plan import AutoPlan, Candidate, PlanChoice
+from dermkit.pipeline.auto_plan import AutoPlan
+from dermkit.pipeline.auto_reasons import PlanChoice
+from dermkit.pipeline.auto_recipes import Candidate
 from dermkit.pipeline.auto_results import FinishedRecipe, write_results
 from dermkit.pipeline.dataset_plan import AutoOptions, plan_auto, plan_json
 from dermkit.pipeline.plan import (

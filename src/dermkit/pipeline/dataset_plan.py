@@ -10,9 +10,10 @@ from dermkit.data.readers import reading
 from dermkit.models.hub import licence_sentence, resolve_hub_net
 from dermkit.models.hub_names import is_hub_name
 from dermkit.pipeline.auto_nets import input_size, nets_at_hand
-from dermkit.pipeline.auto_plan import AutoPlan, MeasuredNet, make_plan
+from dermkit.pipeline.auto_plan import AutoPlan, make_plan
+from dermkit.pipeline.auto_recipes import MeasuredNet
 from dermkit.pipeline.dataset_profile import DatasetProfile, profile_dataset
-from dermkit.pipeline.estimate_cost import measure_decoding, measure_net
+from dermkit.pipeline.measure_speed import measure_decoding, measure_net
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, prepare_machine
 from dermkit.progress import Progress
 from dermkit.recipes.schema import recipe_to_dict

@@ -1,0 +1,147 @@
+"""The choices of a plan in words: its value, the reason, the evidence, and what would change it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dermkit.pipeline.auto_recipes import (
+    BALANCED_UP_TO,
+    MOST_ADJUSTED,
+    MOST_EPOCHS,
+    SHORTEST_TRAINING,
+    USABLE_FRACTION,
+    Candidate,
+    MeasuredNet,
+    RaceDrafts,
+    trained_recipe,
+)
+from dermkit.pipeline.dataset_profile import DatasetProfile
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """One choice of the plan. would_change: what would have to be different for another value."""
+
+    name: str
+    value: str
+    reason: str
+    evidence: str
+    would_change: str
+
+
+def folds_choice(drafts: RaceDrafts) -> PlanChoice:
+    """Return why so many folds are drawn, and why all or one are trained."""
+    profile, n_folds = drafts.profile, drafts.n_folds
+    smallest = profile.smallest_class
+    where = (
+        "the published training images" if profile.has_published_test else "all images but a fifth for the test"
+    )
+    reason = (
+        f"every one of {where} is predicted by a net that did not see it or its group, so that recipes are compared on "
+        f"{profile.n_training:,} images"
+        if drafts.n_trained_folds > 1
+        else f"the time is short: one net of each recipe is trained without the first of {n_folds} folds of {where}, "
+        f"and recipes are compared on about {drafts.n_validation:,.0f} images"
+    )
+    return PlanChoice(
+        "folds",
+        str(n_folds) if drafts.n_trained_folds > 1 else f"one of {n_folds}",
+        reason,
+        f"{profile.n_groups:,} groups of lesion, patient and copies; the smallest class, {smallest}, has "
+        f"{profile.groups_per_class[smallest]}",
+        "more time (up to 5 folds)",
+    )
+
+
+def imbalance_choice(profile: DatasetProfile, tau: float) -> PlanChoice:
+    """Return why logits are adjusted by tau."""
+    counts = ", ".join(f"{name} {count:,}" for name, count in profile.class_counts.items())
+    reason = (
+        "rare classes count as much as common ones: the class frequencies are added to the logits in training"
+        if tau
+        else "the classes are about equally frequent"
+    )
+    return PlanChoice(
+        "optim.logit_adjustment",
+        f"{tau:g}",
+        reason,
+        f"{counts}: the largest has {profile.imbalance:.1f} images for each of the smallest. Menon 2021; on made "
+        "images at 1:50 balanced accuracy went from below .62 to .84",
+        f"at most {BALANCED_UP_TO:g} images of the largest class for each of the smallest (0), or more than "
+        f"{MOST_ADJUSTED:g} (less than 1)",
+    )
+
+
+def first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: float) -> PlanChoice:
+    """Return why the race begins with this recipe. budget: seconds for all recipes."""
+    net = max(nets, key=lambda one: one.speed.forward)
+    recipe = candidate.recipe
+    if net.model.weights == "none":
+        return PlanChoice(
+            "first recipe",
+            f"{recipe.name}, {recipe.phases[0].epochs} epochs",
+            "no pretrained weights are at hand, so a small net is trained from random ones",
+            "a frozen net of random weights knows nothing",
+            "weights: give `--weights FILE`, or fetch some once with a network (`dermkit recipes backbones`)",
+        )
+    late = (
+        "" if candidate.seconds <= budget else "; it takes longer than the time given, and is the least there is"
+    )
+    return PlanChoice(
+        "first recipe",
+        f"{recipe.name}: {recipe.phases[0].views or 'no'} augmented views, {recipe.test_views} test views",
+        f"a frozen net with a trained head is never long, so that there is a model whatever happens{late}",
+        f"{net.speed.forward:,.0f} images a second through the frozen net; about {candidate.seconds:,.0f} s",
+        "another net at hand that is faster, or another time",
+    )
+
+
+def trained_choice(drafts: RaceDrafts, net: MeasuredNet, epochs: int, part: float) -> PlanChoice:
+    """Return why a whole net is trained for so many epochs, or not. part: seconds that are left for it."""
+    fewest = next(n for n in range(1, SHORTEST_TRAINING.epochs + 1) if drafts.is_long(n, SHORTEST_TRAINING))
+    least = drafts.seconds(trained_recipe(drafts, net, fewest, part), net.speed)
+    fewest_text = f"{fewest} epoch{'s' * (fewest > 1)}"
+    evidence = (
+        f"{net.speed.train:,.0f} images a second in training ({net.speed.precision}), measured; {part:,.0f} s are "
+        f"left for it, {fewest_text} would take {least:,.0f} s"
+    )
+    if not drafts.is_long(epochs, SHORTEST_TRAINING):
+        return PlanChoice(
+            f"whole {net.model.backbone}", "not trained",
+            f"fewer than {fewest_text} would fit into the time", evidence,
+            f"about {(least - part) / USABLE_FRACTION / 60:.0f} min more, or a GPU",
+        )  # fmt: skip
+    return PlanChoice(
+        f"whole {net.model.backbone}", f"{epochs} epochs",
+        "all layers trained: on isic9, training images only, better than a frozen net (log/LOG.md)", evidence,
+        "more time" if epochs < MOST_EPOCHS else f"nothing: no net gets more than {MOST_EPOCHS} epochs",
+    )  # fmt: skip
+
+
+def ids_choice(profile: DatasetProfile) -> list[PlanChoice]:
+    """Return what is assumed where no image has a lesion or patient id; nothing where some have."""
+    if profile.n_with_lesion_or_patient:
+        return []
+    return [
+        PlanChoice(
+            "groups", "copies alone",
+            "no image has a lesion or patient id, so photographs of one lesion may lie in two folds, and the figures "
+            "be too good",
+            f"0 of {profile.n_training:,} images with an id", "ids: import them with the images (docs/layouts.md)",
+        )
+    ]  # fmt: skip
+
+
+def audit_choice(profile: DatasetProfile) -> list[PlanChoice]:
+    """Return that the data set is trained on as it is, where it was not audited or has open errors."""
+    state, errors = profile.audit["state"], profile.audit["errors"]
+    if state == "done" and not errors:
+        return []
+    evidence = f"open errors: {', '.join(errors)}" if errors else {
+        "never": "it was never audited", "outdated": "it changed after its audit", "done": "",
+    }[state]  # fmt: skip
+    return [
+        PlanChoice(
+            "data", "as they are", "copies, contradictory labels and leaks are not looked for while training", evidence,
+            "`dermkit audit DATASET --clean` before",
+        )
+    ]  # fmt: skip

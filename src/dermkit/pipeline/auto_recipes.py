@@ -1,0 +1,166 @@
+"""The recipes of a race, and the seconds that each takes on this machine."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dermkit.models.hub_names import is_hub_name, parse_hub_name
+from dermkit.models.views import VIEW_SETS
+from dermkit.pipeline.dataset_profile import DatasetProfile
+from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
+from dermkit.recipes.schema import ModelSpec, Recipe, SplitSpec
+from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long a whole net is trained at least: so many epochs, or, where these are long, so many steps."""
+
+    epochs: int
+    steps: int
+
+
+USABLE_FRACTION = 0.85
+"""Of the time, what is planned: other programs may slow the machine down. What is left goes unused."""
+MOST_EPOCHS = 16
+SHORTEST_TRAINING = TrainingLength(epochs=4, steps=150)
+"""A whole net that is trained for less is not trained: its head has hardly moved. Three epochs of isic9 gave what a
+frozen net gave (log/LOG.md)."""
+WANTED_TRAINING = TrainingLength(epochs=8, steps=400)
+"""More folds are trained only if the first whole net still gets this much. Chosen, not measured."""
+_SCORING_PART = 0.15
+"""Of the time of a whole net, for scoring its validation images with eight views; else with one."""
+MOST_ADJUSTED = 50.0
+"""Images of the largest class for each of the smallest, beyond which logits are adjusted as for that. Chosen."""
+BALANCED_UP_TO = 1.5
+"""Images of the largest class for each of the smallest, up to which classes count as equally frequent."""
+
+
+@dataclass(frozen=True)
+class MeasuredNet:
+    """A backbone at hand, with its speed. weights_file: None = from the hub's cache, or none."""
+
+    model: ModelSpec
+    weights_file: Path | None
+    speed: NetSpeed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe of the race, with the seconds that it will take. weights_file: as in `MeasuredNet`."""
+
+    recipe: Recipe
+    weights_file: Path | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RaceDrafts:
+    """What all recipes of a race have in common."""
+
+    profile: DatasetProfile
+    n_folds: int
+    n_trained_folds: int
+    tau: float
+    seed: int
+
+    @property
+    def n_validation(self) -> float:
+        """Images of a fold."""
+        return self.profile.n_training / self.n_folds
+
+    def is_long(self, epochs: int, length: TrainingLength) -> bool:
+        """Return whether so many epochs of a whole net are at least so long."""
+        steps = epochs * (self.profile.n_training - self.n_validation) / STRONG_1H.optim.batch_size
+        return epochs >= length.epochs or (epochs > 0 and steps >= length.steps)
+
+    def recipe(self, base: Recipe, net: MeasuredNet, name: str) -> Recipe:
+        """Return a recipe of the race for a net."""
+        split = fold_split(self.profile, self.n_folds, self.seed)
+        optim = replace(base.optim, logit_adjustment=self.tau)
+        model = replace(
+            base.model,
+            backbone=net.model.backbone,
+            backbone_args=net.model.backbone_args,
+            weights=net.model.weights,
+        )
+        return replace(base, name=name, model=model, split=split, optim=optim, seed=self.seed)
+
+    def seconds(self, recipe: Recipe, speed: NetSpeed) -> float:
+        """Return the seconds that a recipe takes on all folds."""
+        return estimate_seconds(
+            recipe, speed, n_images=self.profile.n_training, n_folds=self.n_folds,
+            n_trained_folds=self.n_trained_folds,
+        )  # fmt: skip
+
+
+def fold_split(profile: DatasetProfile, n_folds: int, seed: int) -> SplitSpec:
+    """Return the split of a race: the published test images or a drawn fifth aside, all others in folds."""
+    if profile.has_published_test:
+        return SplitSpec(
+            scheme="given", seed=seed, validation=0.2, test=0.0, folds=n_folds, per_class=0, draw_from=""
+        )
+    return SplitSpec(
+        scheme="holdout", seed=seed, validation=0.2, test=0.2, folds=n_folds, per_class=0, draw_from=""
+    )
+
+
+def _short_name(net: MeasuredNet) -> str:
+    backbone = net.model.backbone
+    if is_hub_name(backbone):
+        return parse_hub_name(backbone).repository.replace("/", "-")[:60]
+    return backbone.replace("/", "-").partition(".")[0]
+
+
+def trained_recipe(drafts: RaceDrafts, net: MeasuredNet, epochs: int, budget: float) -> Recipe:
+    """Return the recipe of a whole net. budget: seconds that it may take, for the choice of its test views."""
+    n_views = len(VIEW_SETS["dihedral"])
+    scoring = drafts.n_trained_folds * drafts.n_validation * n_views / net.speed.forward
+    recipe = drafts.recipe(STRONG_1H, net, f"finetuned-{_short_name(net)}")
+    (phase,) = recipe.phases
+    # A plain transformer has no batch norm that would soften its steps: a third of the rate (chosen).
+    rate = phase.backbone_lr / 3 if "vit" in net.model.backbone else phase.backbone_lr
+    return replace(
+        recipe,
+        phases=(replace(phase, epochs=epochs, backbone_lr=rate),),
+        compute=replace(recipe.compute, precision=net.speed.precision),  # type: ignore[arg-type]
+        test_views="dihedral" if scoring <= _SCORING_PART * budget else "identity",
+    )
+
+
+def epochs_that_fit(drafts: RaceDrafts, net: MeasuredNet, budget: float) -> int:
+    """Return the epochs of a whole net that fit into some seconds, on all folds; at most `MOST_EPOCHS`."""
+    one, two = (drafts.seconds(trained_recipe(drafts, net, epochs, budget), net.speed) for epochs in (1, 2))
+    return max(0, min(MOST_EPOCHS, int((budget - one) / (two - one)) + 1)) if budget >= one else 0
+
+
+def logit_adjustment(profile: DatasetProfile) -> float:
+    """Return tau of the adjusted logits: 1, 0 for equal classes, and less than 1 beyond `MOST_ADJUSTED`.
+
+    A class of two images among thousands gets a head start that no training takes back: on isic9 it was nine of ten
+    answers.
+    """
+    if profile.imbalance <= BALANCED_UP_TO:
+        return 0.0
+    return round(min(1.0, math.log(MOST_ADJUSTED) / math.log(profile.imbalance)), 2)
+
+
+def first_candidate(drafts: RaceDrafts, nets: Sequence[MeasuredNet], budget: float, *, part: float) -> Candidate:
+    """Return the recipe that is always trained, with as many views of each image as a part of the time allows.
+
+    Of the net that scores fastest; without pretrained weights, a small net of random weights, since a frozen one of
+    these knows nothing.
+    """
+    net = max(nets, key=lambda one: one.speed.forward)
+    if net.model.weights == "none":
+        epochs = max(SHORTEST_TRAINING.epochs, epochs_that_fit(drafts, net, budget))
+        recipe = trained_recipe(drafts, net, epochs, budget)
+        return Candidate(recipe, None, drafts.seconds(recipe, net.speed))
+    for views, test_views in ((5, "dihedral"), (2, "dihedral"), (0, "dihedral"), (0, "identity")):
+        recipe = drafts.recipe(STRONG_5MIN, net, f"frozen-{_short_name(net)}")
+        recipe = replace(recipe, phases=(replace(recipe.phases[0], views=views),), test_views=test_views)  # type: ignore[arg-type]
+        candidate = Candidate(recipe, net.weights_file, drafts.seconds(recipe, net.speed.frozen))
+        if candidate.seconds <= part * budget:
+            break
+    return candidate
