@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from dermkit.data.importers.run import ImportOutcome, import_dataset
 from dermkit.data.importers.table_rows import ImportOptions
 from dermkit.data.manifest import load_dataset
 from dermkit.data.readers import reading
-from dermkit.data.split import load_split
+from dermkit.data.split import division_bytes, load_split, tables_by_fold
 from dermkit.data.staging import STAGING_FOLDER, finish_changes
 from dermkit.errors import DataError, OutputError, UsageError
 from dermkit.files import sha256_file
@@ -191,7 +192,26 @@ def test_another_split_of_the_same_name_keeps_the_earlier_one(tmp_path: Path) ->
     note = dk.split(load_dataset(folder), spec, name="mine").notes[-1]
     kept = next((folder / "splits" / "earlier").glob("mine-????????.csv"))
     assert kept.read_bytes() == before != path.read_bytes()
-    assert note == f"the other split that was called mine is kept as {kept}"
+    assert note == f"the other split that was called mine is kept as {kept}; its runs go on with --split {kept}"
+
+
+def test_folds_that_differ_in_their_validation_parts_alone_are_kept(tmp_path: Path) -> None:
+    """The rows of NAME.csv are the same: which part of a fold validates is drawn from NAME.json."""
+    again(make_source(tmp_path / "src"))
+    dataset = load_dataset(tmp_path / "ds")
+    spec = parse_split_spec(scheme="kfold", seed=1, validation=0.1, test=0.0, folds=3, per_class=0, draw_from="")
+    first = dk.split(dataset, spec, name="mine")
+    identity = division_bytes(first, tables_by_fold(first, dataset.manifest))
+    path = dataset.folder / "splits" / "mine.csv"
+    before = path.read_bytes()
+    for fraction in (0.15, 0.2):  # each a third of the images in a fold, and another part of it
+        dk.split(dataset, replace(spec, validation=fraction), name="mine")
+    assert path.read_bytes() == before
+    kept = sorted((dataset.folder / "splits" / "earlier").glob("mine-????????.csv"))
+    loaded = [load_split(copy, dataset.manifest) for copy in kept]
+    assert sorted(split.spec.validation for split in loaded if split.spec) == [0.1, 0.15]
+    earlier = next(split for split in loaded if split.spec == spec)
+    assert division_bytes(earlier, tables_by_fold(earlier, dataset.manifest)) == identity
 
 
 # Readers ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The commands about data as functions: audit, check an external data set, split."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from dermkit.data.manifest import Dataset
 from dermkit.data.seal import Seal, check_sealable, check_sealed_split, find_seal, seal_split
 from dermkit.data.split import Split, is_automatic_split, load_split, make_split, save_split
 from dermkit.errors import UsageError
-from dermkit.files import canonical_json, read_regular, sha256_bytes, write_bytes
+from dermkit.files import canonical_json, read_regular, sha256_bytes, shell_path, write_bytes
 from dermkit.progress import Progress
 from dermkit.recipes.schema import Recipe, SplitSpec
 
@@ -92,27 +93,48 @@ def split(dataset: Dataset, spec: SplitSpec, *, name: str, seal: bool = False) -
     save_split(new_split, splits_folder)
     if seal:
         seal_split(folder, name, new_split.frame, dataset.manifest)
-    note = f"the other split that was called {name} is kept as {kept_path}"
-    return replace(new_split, notes=(*new_split.notes, note)) if kept_path else new_split
+    note = (
+        f"the other split that was called {name} is kept as {kept_path}; its runs go on with "
+        f"--split {shell_path(kept_path)}"
+        if kept_path
+        else ""
+    )
+    return replace(new_split, notes=(*new_split.notes, note)) if note else new_split
 
 
 def _keep_earlier_split(folder: Path, new_split: Split) -> Path | None:
-    """Copy a split of the same name and other images to `earlier/`; returns the copy, None if there is no such split.
+    """Copy another split of the same name to `earlier/`; returns the copy, None if there is no such split.
 
     Splits that `train` names after their settings are made again whenever they are needed.
     """
     path = folder / f"{new_split.name}.csv"
     if not path.is_file() or is_automatic_split(new_split.name):
         return None
-    data = read_regular(path)
+    division = _saved_division(path)
     with TemporaryDirectory() as new_folder:
-        if save_split(new_split, Path(new_folder)).read_bytes() == data:
+        if _saved_division(save_split(new_split, Path(new_folder))) == division:
             return None
-    kept_path = folder / "earlier" / f"{new_split.name}-{sha256_bytes(data)[:8]}.csv"
-    for suffix in (".csv", ".excluded.csv", ".json"):
+    kept_path = folder / "earlier" / f"{new_split.name}-{sha256_bytes(division)[:8]}.csv"
+    for suffix in (".excluded.csv", ".json", ".csv"):
         if path.with_suffix(suffix).is_file():
             write_bytes(kept_path.with_suffix(suffix), read_regular(path.with_suffix(suffix)))
     return kept_path
+
+
+def _saved_division(path: Path) -> bytes:
+    """Return what tells a saved split from another: the rows of NAME.csv, and its settings in NAME.json.
+
+    Two splits of k folds may have the same rows and other validation images, which `split.validation` says.
+    """
+    json_path = path.with_suffix(".json")
+    settings = b""
+    if json_path.is_file():
+        content = read_regular(json_path)
+        try:
+            settings = canonical_json(json.loads(content)["spec"]).encode()
+        except (ValueError, TypeError, KeyError):  # damaged: whatever it says is kept
+            settings = content
+    return read_regular(path) + settings
 
 
 def find_split_seal(dataset: Dataset, dataset_split: Split) -> Seal | None:
