@@ -23,12 +23,14 @@ from dermkit.explanation.run_images import MAX_HITS, MAX_MISTAKES, choose_run_im
 from dermkit.explanation.run_maps import update_heat_maps
 from dermkit.explanation.run_records import map_png
 from dermkit.files import write_rows
+from dermkit.images.decode import open_image
 from dermkit.prediction.predictor import load_model
 from dermkit.reporting import report
 from dermkit.reporting.run_heat_maps import RunHeatMaps, read_heat_maps
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import HEAT_MAPS, LOCATION, METRICS, RUN, RUN_SEAL, SUMMARY
-from dermkit.runs.predictions import prediction_columns
+from dermkit.runs.predictions import prediction_columns, write_attributes
+from test_explain_metadata import save_linear_model
 
 NAMES = [lesion_class.name for lesion_class in CLASSES]
 PHOTOS = {
@@ -278,6 +280,72 @@ def test_an_image_that_cannot_be_read_any_more_is_said(run: Path, tmp_path: Path
     assert HEAT_MAPS.read(run / "heat_maps")["is_complete"], "made as soon as they can be"
 
 
+def write_facts(run: Path, root: Path, *, ages: str = "") -> None:
+    """Write attributes.csv as a training leaves it: every image of one age, with the hash of its pixels."""
+    pictures = {image_id: open_image(root / f"{image_id}.png", name=image_id) for image_id in PHOTOS}
+    manifest = pd.DataFrame({"image_id": list(PHOTOS), "age": ages, "sex": "", "site": "", "skin_type": "",
+                             "pixel_sha256": [picture.pixel_sha256 for picture in pictures.values()]})  # fmt: skip
+    write_attributes(run / "attributes.csv", manifest, manifest["image_id"])
+
+
+def test_an_image_that_was_replaced_since_its_answer_has_no_map(run: Path, tmp_path: Path) -> None:
+    root, said = save_photographs(tmp_path / "photographs"), list[str]()
+    unknown = f"Whether {3 + MAX_HITS} images shown here changed since the answers is not known"
+    assert any(unknown in text for text in HEAT_MAPS.read(run / "heat_maps")["sentences"]), "no attributes.csv"
+    write_facts(run, root)
+    Image.fromarray(photograph(99, BOTTOM_RIGHT)).save(root / "nevus" / "0.png")
+    shutil.rmtree(run / "heat_maps")
+    update_heat_maps(run, root, device="cpu", progress=dk.Progress(say=said.append))
+    table = table_of(run).set_index("image_id")
+    assert table["note"]["nevus/0"].startswith("The file holds another image than the one that was scored")
+    assert table.index[table["overlay"] == ""].tolist() == ["nevus/0"] and not table["picture"]["nevus/0"]
+    document = HEAT_MAPS.read(run / "heat_maps")
+    assert not document["is_complete"] and not any("not known" in text for text in document["sentences"])
+    assert said == ["warning: no heat map of nevus/0: its file holds another image than was scored"]
+    assert "holds another image than the one that was scored" in dk.report(run).read_text()
+    shutil.rmtree(run / "heat_maps")
+    page = report.write_report(run, images_root=root).read_text()
+    assert "image not at hand" in page and page.count('src="data:image/jpeg') == 2, "the other two mistakes"
+    update_heat_maps(run, save_photographs(root), device="cpu")
+    assert HEAT_MAPS.read(run / "heat_maps")["is_complete"], "the scored image is back"
+
+
+def test_a_net_with_metadata_is_mapped_with_those_that_its_answers_had(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", photographs)
+    shutil.rmtree(run / "model")
+    save_linear_model(run / "model", has_metadata=True)
+    METRICS.write(run, {"classes": NAMES, "positive": ["melanoma"], "splits": {"test": {}}})
+    given: list[Any] = []
+
+    def spy(which: str) -> Any:
+        original = getattr(model_maps.ModelExplainer, which)
+
+        def call(self: Any, inputs: Any, target: Any, shape: Any, metadata: Any = None) -> Any:
+            given.append(None if metadata is None else metadata["age"].tolist())
+            return original(self, inputs, target, shape, metadata)
+
+        return call
+
+    for name in ("map_image", "random_maps"):
+        monkeypatch.setattr(model_maps.ModelExplainer, name, spy(name))
+    update_heat_maps(run, photographs, device="cpu")
+    document = HEAT_MAPS.read(run / "heat_maps")
+    assert set(map(str, given)) == {"None"} and document["unknown_metadata"] == ["age", "sex", "site"]
+    assert any("the maps are with them unknown, since this run" in text for text in document["sentences"])
+    given.clear()
+    write_facts(run, photographs, ages="70")
+    update_heat_maps(run, photographs, device="cpu")  # the same answers: made again with what was missing
+    document = HEAT_MAPS.read(run / "heat_maps")
+    assert len(given) == 2 * len(table_of(run)) and all(ages == ["70"] for ages in given)
+    assert document["is_complete"] and document["unknown_metadata"] == []
+    assert any("each map is of the image with its own, as its answer is" in text for text in document["sentences"])
+    given.clear()
+    update_heat_maps(run, photographs, device="cpu")
+    assert not given, "nothing better can be made"
+
+
 def test_an_image_outside_the_folder_is_not_opened(run: Path, photographs: Path) -> None:
     text = (run / "predictions.csv").read_text()
     (run / "predictions.csv").write_text(text.replace("nevus/0.png", f"../{photographs.name}/../secret.png"))
@@ -426,6 +494,7 @@ def test_a_training_ends_with_heat_maps_of_its_test_images(trained: Path) -> Non
     test_ids = pd.read_csv(trained / "predictions.csv").query("split == 'test'")["image_id"]
     assert document["is_complete"] and document["split"] == "test" and set(table["image_id"]) <= set(test_ids)
     assert len(table) >= MAX_HITS and "heat maps" in (trained / "report.html").read_text()
+    assert not any("not known" in text for text in document["sentences"]), "a training writes the hashes"
 
 
 # The page ------------------------------------------------------------------------------------------------------------

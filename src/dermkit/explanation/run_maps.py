@@ -5,12 +5,13 @@ row in predictions.csv are opened, so never those of a sealed test split.
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.errors import DataError, DermkitError, ImageRejected, OutputError, UntrustedError
@@ -112,6 +113,20 @@ class _Job:
         return self.run.path / runs[image.seed, image.fold] / MODEL_FOLDER
 
     @cached_property
+    def metadata(self) -> pd.DataFrame | None:
+        """Age, sex and site by image_id, "" = unknown, as the answers had them; None where the run lacks an image's."""
+        attributes = self.run.attributes()
+        ids = [image.image_id for image in self.chosen]
+        if attributes is None or not set(ids) <= set(attributes.index):
+            return None
+        return attributes[~attributes.index.duplicated()].loc[ids]
+
+    @cached_property
+    def pixel_hashes(self) -> dict[str, str]:
+        """image_id -> hash of the pixels that were scored, where the run says it."""
+        return self.run.pixel_hashes()
+
+    @cached_property
     def key(self) -> str:
         """What tells these answers of these nets from any others."""
         return fingerprint(
@@ -145,7 +160,9 @@ def _is_current(job: _Job, *, is_wanted: bool) -> bool:
         return False
     if saved["is_complete"] and not (job.out / HEAT_MAPS_TABLE).is_file():
         return False
-    return bool(saved["is_complete"] or job.why_none or not is_wanted)
+    # Earlier versions left the metadata of every image unknown.
+    is_best = saved["is_complete"] and not (saved.get("unknown_metadata") and job.metadata is not None)
+    return bool(is_best or job.why_none or not is_wanted)
 
 
 def _net_hashes(model: Path) -> list[tuple[str, ...]]:
@@ -202,6 +219,10 @@ def _map_all(job: _Job) -> tuple[list[RunImageMap], MapFacts]:
     if job.masks is not None and all(one.share is None for one in maps.values()):
         job.progress.say(f"warning: {job.masks}: holds no mask of these images that can be used")
     facts = facts.with_check(compare_with_random_nets(cell_maps) if cell_maps else None)
+    n_unverified = sum(
+        image.image_id not in job.pixel_hashes for image, one in maps.items() if one.pictures is not None
+    )
+    facts = replace(facts, has_metadata=job.metadata is not None, n_unverified=n_unverified)
     return [maps[image] for image in job.chosen], facts
 
 
@@ -216,7 +237,9 @@ def _map_image(
     shape = (picture.shape[0], picture.shape[1])
     inputs = explainer.resize(opened.pixels)
     target = EvidenceTarget(predictor.class_names.index(image.predicted))
-    model_map = explainer.map_image(inputs, target, shape)
+    table = job.metadata if predictor.metadata_fields else None
+    metadata = None if table is None else table.loc[[image.image_id]]
+    model_map = explainer.map_image(inputs, target, shape, metadata)
     share, note = _lesion_share(job, image, opened, model_map.combined)
     pictures = MapPictures(
         picture=jpeg_bytes(picture), overlay=jpeg_bytes(blend_map(picture, model_map.combined)),
@@ -226,7 +249,7 @@ def _map_image(
     methods = ", ".join(dict.fromkeys(explainer.methods))
     cell_maps: list[_CellMaps] = []
     if is_checked:
-        others = explainer.random_maps(inputs, target, shape)
+        others = explainer.random_maps(inputs, target, shape, metadata)
         cell_maps = [(explainer.cells(model_map), [explainer.cells(one) for one in others])]
     return RunImageMap(image, methods, layers, pictures, share, note), cell_maps
 
@@ -238,10 +261,14 @@ def _open(job: _Job, image: RunImage) -> LesionImage | str:
     if not path.resolve().is_relative_to(job.images_root.resolve()):
         return "The image lies outside the folder of images."
     try:
-        return open_image(path, name=image.image_id)
+        opened = open_image(path, name=image.image_id)
     except ImageRejected as refusal:
         job.progress.say(f"warning: no heat map of {image.image_id}: {refusal.reason.value}")
         return f"The image cannot be read any more ({refusal.reason.value.replace('_', ' ')})."
+    if opened.pixel_sha256 != job.pixel_hashes.get(image.image_id, opened.pixel_sha256):
+        job.progress.say(f"warning: no heat map of {image.image_id}: its file holds another image than was scored")
+        return "The file holds another image than the one that was scored, so a map would not be of this answer."
+    return opened
 
 
 def _lesion_share(

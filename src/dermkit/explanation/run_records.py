@@ -68,7 +68,9 @@ class RunImageMap:
 class MapFacts:
     """What holds for all maps of a run. is_pooled: every image has the map of the one net that scored it.
 
-    n_nets: nets of a map. reasons: why nets have no gradient-based map. check: against random weights, None = not made.
+    n_nets: nets of a map. reasons: why nets have no gradient-based map. has_metadata: whether the nets got the metadata
+    of the images, as for the answers. n_unverified: images of which the run does not say what pixels were scored.
+    check: against random weights, None = not made.
     """
 
     is_pooled: bool
@@ -76,8 +78,10 @@ class MapFacts:
     layers: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     metadata_fields: tuple[str, ...] = ()
+    has_metadata: bool = False
     has_views: bool = False
     n_nets: int = 1
+    n_unverified: int = 0
     check: RandomNetCheck | None = None
 
     def with_model(
@@ -110,12 +114,22 @@ class MapFacts:
         elif self.n_nets > 1:
             yield f"Each map is the mean over the model's {self.n_nets} nets."
         if self.metadata_fields:
-            yield (
-                f"The model takes {', '.join(self.metadata_fields)} beside the image; the maps are of the image alone, "
-                "with these unknown."
-            )
+            yield f"The model takes {', '.join(self.metadata_fields)} beside the image; {self._metadata_text()}"
         if self.has_views:
             yield "The model averages several views of an image; the maps are of the unturned one."
+        if self.n_unverified:
+            yield (
+                f"Whether {self.n_unverified} image{'s' * (self.n_unverified != 1)} shown here changed since the "
+                "answers is not known: this run does not hold what their pixels were."
+            )
+
+    def _metadata_text(self) -> str:
+        if self.has_metadata:
+            return "each map is of the image with its own, as its answer is."
+        return (
+            "the answers had these and the maps are with them unknown, since this run does not hold them. A map may "
+            "differ from what led to its answer."
+        )
 
 
 def write_maps(out: Path, images: Sequence[RunImageMap], facts: MapFacts, *, split: str, key: str) -> None:
@@ -142,7 +156,7 @@ def write_maps(out: Path, images: Sequence[RunImageMap], facts: MapFacts, *, spl
         "methods": list(facts.methods),
         "layers": list(facts.layers),
         "why_no_gradient": list(facts.reasons),
-        "unknown_metadata": list(facts.metadata_fields),
+        "unknown_metadata": [] if facts.has_metadata else list(facts.metadata_fields),
         "random_nets": None if check is None else {**asdict(check), "fails": check.fails, "text": check.sentence},
         "sentences": list(facts.sentences()),
         "colours": colour_stops(),

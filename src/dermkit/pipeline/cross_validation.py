@@ -190,7 +190,8 @@ def _write_union(path: Path, tables: Sequence[Path]) -> None:
     """Write the rows of tables by image id, each image once."""
     frame = pd.concat([read_table(table) for table in tables if table.exists()] or [pd.DataFrame()])
     if len(frame):
-        frame = frame.drop_duplicates("image_id").sort_values("image_id")
+        # Runs of an earlier version lack a column that others have.
+        frame = frame.fillna("").drop_duplicates("image_id").sort_values("image_id")
         write_rows(path, tuple(frame.columns), frame.itertuples(index=False, name=None))
 
 

@@ -1,8 +1,9 @@
 """Misclassified images with thumbnails, for pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -27,12 +28,17 @@ class Mistake(ScoredImage):
 
 
 def load_mistakes(
-    mistake_table: pd.DataFrame, pixel_finder: PixelFinder | None, root: Path | None
+    mistake_table: pd.DataFrame,
+    pixel_finder: PixelFinder | None,
+    root: Path | None,
+    pixel_hashes: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Mistake]:
     """Return the rows of a mistakes table with a thumbnail each; without `pixel_finder` they are opened below
     `root`.
+
+    pixel_hashes: as of `image_opener`.
     """
-    find_pixels = pixel_finder or image_opener(mistake_table, root)
+    find_pixels = pixel_finder or image_opener(mistake_table, root, pixel_hashes)
     return [
         Mistake(
             row["image_id"], row["path"], row["label"], row["predicted"],
@@ -47,8 +53,14 @@ def mistake_uri(pixels: NDArray[np.uint8] | None) -> str:
     return "" if pixels is None else data_uri(pixels, THUMBNAIL_EDGE)
 
 
-def image_opener(image_table: pd.DataFrame, root: Path | None) -> PixelFinder:
-    """Return a function that opens an image of a table (image_id, path) below `root`, and nothing outside of it."""
+def image_opener(
+    image_table: pd.DataFrame, root: Path | None, pixel_hashes: Mapping[str, str] = MappingProxyType({})
+) -> PixelFinder:
+    """Return a function that opens an image of a table (image_id, path) below `root`, and nothing outside of it.
+
+    pixel_hashes: image_id -> hash of the pixels that were scored, where it is known. A file that holds others shows
+    another lesion than the answer is about, and is not shown.
+    """
     paths = dict(zip(image_table["image_id"], image_table["path"], strict=True)) if len(image_table) else {}
 
     def find_pixels(image_id: str) -> NDArray[np.uint8] | None:
@@ -56,8 +68,9 @@ def image_opener(image_table: pd.DataFrame, root: Path | None) -> PixelFinder:
         if root is None or path is None or not path.resolve().is_relative_to(root.resolve()):
             return None
         try:
-            return open_image(path, name=image_id).pixels
+            image = open_image(path, name=image_id)
         except ImageRejected:
             return None
+        return image.pixels if image.pixel_sha256 == pixel_hashes.get(image_id, image.pixel_sha256) else None
 
     return find_pixels

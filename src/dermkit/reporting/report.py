@@ -70,7 +70,9 @@ def _write_report(run: RunFolder, pixel_finder: PixelFinder | None, images_root:
     template = page_templates().get_template("report.html.j2")
     if heat_maps is not None and len(mistake_table):  # these are shown with their maps
         mistake_table = mistake_table[~mistake_table["image_id"].isin(list(heat_maps.mistake_ids))]
-    mistakes = load_mistakes(mistake_table.head(max(THUMBNAIL_COUNTS)), pixel_finder, images_root)
+    mistakes = load_mistakes(
+        mistake_table.head(max(THUMBNAIL_COUNTS)), pixel_finder, images_root, run.pixel_hashes()
+    )
     for count in THUMBNAIL_COUNTS:
         html = template.render(**context, mistakes=mistakes[:count], heat_maps=heat_maps)
         if len(html.encode()) < MAX_REPORT_BYTES:

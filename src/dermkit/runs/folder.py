@@ -17,7 +17,7 @@ from dermkit.recipes.schema import Recipe, load_recipe
 from dermkit.runs import layout
 from dermkit.runs.documents import check_metrics_json, check_run_json, saved_content
 from dermkit.runs.image_blind import MEAN_COLOUR
-from dermkit.runs.predictions import ATTRIBUTES, read_predictions, read_rule_predictions
+from dermkit.runs.predictions import ATTRIBUTES, PIXEL_HASH, read_predictions, read_rule_predictions
 
 Json = dict[str, Any]
 
@@ -287,8 +287,16 @@ class RunFolder:
         """Return age, sex, site and skin type by image_id, of attributes.csv, else of the data set; None: unknown."""
         path = self.path / layout.ATTRIBUTES_FILE
         if path.exists():
-            return read_table(path, "image_id", *ATTRIBUTES).set_index("image_id")
+            return read_table(path, "image_id", *ATTRIBUTES).set_index("image_id")[list(ATTRIBUTES)]
         return None if dataset is None else dataset.manifest.set_index("image_id")[list(ATTRIBUTES)]
+
+    def pixel_hashes(self) -> dict[str, str]:
+        """Return image_id -> hash of the pixels that were scored, of attributes.csv; {} for a run of before it."""
+        table = self.table(layout.ATTRIBUTES_FILE)
+        if table is None or not {"image_id", PIXEL_HASH} <= set(table):
+            return {}
+        known = table[table[PIXEL_HASH] != ""]
+        return dict(zip(known["image_id"], known[PIXEL_HASH], strict=True))
 
     def train_counts(self, dataset: Dataset | None = None) -> dict[str, int] | None:
         """Return training images per class: of run.json, else of split.csv and the data set, else of predictions."""

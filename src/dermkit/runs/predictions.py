@@ -24,6 +24,8 @@ MAP_FORMAT = 1
 PREDICTION_COLUMNS = ("image_id", "path", "label", "split", "fold", "seed", "predicted")
 PROBABILITY_PREFIX = "p_"
 ATTRIBUTES = ("age", "sex", "site", "skin_type")
+PIXEL_HASH = "pixel_sha256"
+"""The column of attributes.csv that tells whether an image is the one that was scored; runs before it lack it."""
 SUM_TOLERANCE = 1e-4
 FOREIGN_SUM_TOLERANCE = 1e-3
 """In a table of another tool, rows that are off by so much were divided by their sum before they come here."""
@@ -215,9 +217,10 @@ def write_groups(
 
 
 def write_attributes(path: Path, manifest: pd.DataFrame, image_ids: "pd.Series[str]") -> None:
-    """Write attributes.csv: age, sex, body site and skin type of each scored image, "" = unknown."""
-    rows = manifest.set_index("image_id").loc[list(dict.fromkeys(image_ids)), list(ATTRIBUTES)]
-    write_rows(path, ("image_id", *ATTRIBUTES), rows.reset_index().to_numpy(dtype=object).tolist())
+    """Write attributes.csv: age, sex, body site, skin type and pixel hash of each scored image, "" = unknown."""
+    columns = [*ATTRIBUTES, PIXEL_HASH]
+    rows = manifest.set_index("image_id").loc[list(dict.fromkeys(image_ids)), columns]
+    write_rows(path, ("image_id", *columns), rows.reset_index().to_numpy(dtype=object).tolist())
 
 
 def net_labels(rows: pd.DataFrame) -> "pd.Series[str]":
