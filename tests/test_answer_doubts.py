@@ -12,6 +12,7 @@ from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.reporting.labels import page_templates
 from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts
 from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, OUT_OF_DISTRIBUTION
+from dermkit.runs.model_key import model_key
 
 
 def estimate(value: float, low: float, high: float, reason: str = "") -> dict[str, Any]:
@@ -31,10 +32,10 @@ def write_counterfactuals(
     is_shown: bool = True,
     is_complete: bool = True,
     split: str = "test",
-    model_sha256: str = "",
+    **model: str,
 ) -> None:
     folder = run / COUNTERFACTUALS_FOLDER
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     artefact = {"title": "Ink", "text": "Ink moves it.", "is_shown": is_shown, "by_strength": [{"change": change}]}
     hidden = {
         "name": "lesion_hidden", "text": "The lesion is not needed.", "measure": "AUROC",
@@ -44,7 +45,7 @@ def write_counterfactuals(
         "is_complete": is_complete,
         "artefacts": [artefact],
         "hidden": [hidden],
-        "model_sha256": model_sha256,
+        **model,
     }
     COUNTERFACTUALS.write(folder, {**content, "images": {"split": split, "text": f"20 {split} images"}})
 
@@ -139,16 +140,52 @@ def test_counterfactuals_of_an_earlier_model_are_no_doubt(tmp_path: Path) -> Non
     assert '<p class="call">The verdict does not use these figures: they are of an earlier state' in html
 
 
+def shown(verdict: str) -> dict[str, Any]:
+    """Return what a card notes of an evaluation of the test images."""
+    return {"split": "test", "n": 9, "outcome": "", "verdict": verdict, "figures": {}, "broken_guarantees": [],
+            "is_of_single_nets": False}  # fmt: skip
+
+
+def test_counterfactuals_stay_those_of_a_model_whatever_later_evaluations_note(tmp_path: Path) -> None:
+    model = save_corner_model(tmp_path / "model")
+    policy = {**EMPTY_POLICY, "n_validation_images": 20}
+    write_policy(model, policy, evaluation=shown("first"))
+    write_counterfactuals(tmp_path, *BOTH, model_key=model_key(model))
+    (model / "notes.json").write_text("no JSON")  # a file of somebody else
+    write_policy(model, policy, evaluation=shown("second"))
+    requested = {"rate": "sensitivity", "target": 0.97, "threshold": 0.1, "guaranteed": True, "requested": True}
+    write_policy(model, {**policy, "operating_points": [requested]}, evaluation=shown("second"))
+    assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2
+    write_policy(model, {**policy, "operating_points": [{**requested, "requested": False}]})
+    assert not list(counterfactual_doubts(tmp_path, "test")), "another operating point"
+
+
+def test_counterfactuals_of_other_nets_with_the_same_card_are_no_doubt(tmp_path: Path) -> None:
+    cards = [save_corner_model(tmp_path / str(cell) / "model", cell=cell) / "model.json" for cell in (0, 15)]
+    assert cards[0].read_bytes() == cards[1].read_bytes()
+    write_counterfactuals(tmp_path / "0", *BOTH, model_key=model_key(cards[1].parent))
+    assert not list(counterfactual_doubts(tmp_path / "0", "test"))
+    write_counterfactuals(tmp_path / "0", *BOTH, model_key=model_key(cards[0].parent))
+    assert len(list(counterfactual_doubts(tmp_path / "0", "test"))) == 2
+    assert model_key(tmp_path) == ""
+
+
+def test_a_broken_card_is_another_model(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.json").write_text("{broken")
+    write_counterfactuals(tmp_path, *BOTH, model_sha256="0")
+    assert not list(counterfactual_doubts(tmp_path, "test"))
+
+
 def test_counterfactuals_from_before_the_test_images_were_scored_are_of_the_same_model(tmp_path: Path) -> None:
     save_corner_model(tmp_path / "model")
     policy = {**EMPTY_POLICY, "n_validation_images": 20}
     write_policy(tmp_path / "model", policy)
     sha256 = hashlib.sha256((tmp_path / "model" / "model.json").read_bytes()).hexdigest()
     write_counterfactuals(tmp_path, *BOTH, split="validation", model_sha256=sha256)
-    shown = {
-        "split": "test", "n": 9, "outcome": "", "verdict": "", "figures": {}, "broken_guarantees": [],
-        "is_of_single_nets": False,
-    }  # fmt: skip
-    write_policy(tmp_path / "model", policy, evaluation=shown)
+    write_policy(tmp_path / "model", policy, evaluation=shown(""))
     assert hashlib.sha256((tmp_path / "model" / "model.json").read_bytes()).hexdigest() != sha256
+    path = tmp_path / COUNTERFACTUALS_FOLDER / COUNTERFACTUALS.name
+    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))  # format 1 had no key of the model
+    assert COUNTERFACTUALS.read(path.parent)["model_key"] == ""
     assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2

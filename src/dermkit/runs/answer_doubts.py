@@ -16,6 +16,7 @@ from dermkit.runs.layout import (
     MODEL_FOLDER,
     OUT_OF_DISTRIBUTION,
 )
+from dermkit.runs.model_key import MODEL_CARD, model_key
 
 ARTEFACT_CHANGE = 0.1
 """An artefact is doubted where the whole interval of the mean change of the probability lies beyond this."""
@@ -48,12 +49,23 @@ def why_counterfactuals_unused(run: Path, content: Mapping[str, Any], split: str
     content: of counterfactuals.json. Validation images count for the test split too, since the net is the same; test
     images do not count for validation, nor do those of another data set.
     """
-    hashes = {sha256 for path in (run / MODEL_FOLDER).glob("*.json") for sha256 in _card_hashes(path)}
-    if hashes and content.get("model_sha256") not in hashes:
+    if not _is_of_model(run / MODEL_FOLDER, content):
         return "they are of an earlier state of the model, which has been written anew since"
     images = (content.get("images") or {}).get("split") or "unknown"
     is_of_run = images in (split, "validation")
     return "" if is_of_run else f"they are of {images} images, and the verdict is on {split} images"
+
+
+def _is_of_model(model: Path, content: Mapping[str, Any]) -> bool:
+    """Return whether counterfactuals are of the model in a folder; True where it is gone, and nothing can differ.
+
+    Those of an earlier version hold the hash of model.json alone, which notes of a second evaluation change.
+    """
+    if not (model / MODEL_CARD).is_file():
+        return True
+    if key := content.get("model_key"):
+        return bool(key == model_key(model))
+    return content.get("model_sha256") in _card_hashes(model / MODEL_CARD)
 
 
 def _card_hashes(card: Path) -> list[str]:
@@ -62,8 +74,11 @@ def _card_hashes(card: Path) -> list[str]:
     What the test images showed is noted in the card, and changes no answer.
     """
     data = card.read_bytes()
-    document = json.loads(data)
-    if not document.get("evaluation"):
+    try:
+        document = json.loads(data)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict) or not document.get("evaluation"):
         return [sha256_bytes(data)]
     before = json_text({**document, "evaluation": None}, format=document["format"])
     return [sha256_bytes(data), sha256_bytes(before.encode())]

@@ -73,6 +73,11 @@ def metrics_3_to_4(metrics: dict[str, Any]) -> dict[str, Any]:
     return {**metrics, "format": 4}
 
 
+def counterfactuals_1_to_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Return counterfactuals.json without a `model_key`, "": it has the hash of model.json alone, `model_sha256`."""
+    return {**content, "model_key": "", "format": 2}
+
+
 def _migrate_split(split_metrics: Mapping[str, Any]) -> dict[str, Any]:
     migrated = rename_keys(split_metrics, {"decided": "policy"})
     if "policy" in migrated:
