@@ -528,7 +528,7 @@ def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) ->
     phases = (full_phase(2, lr=1e-2),)
     recipe = {
         "mixed, balanced, uneven": replace(
-            MIXED, model=residual, optim=replace(sgd, ema_decay=0.5), phases=phases
+            MIXED, model=residual, optim=replace(sgd, ema_decay=0.5, batch_norm_images=44), phases=phases
         ),
         "features": replace(PIXELS, model=residual, phases=(head_phase(3, views=2),)),
     }[name]

@@ -103,7 +103,7 @@ optims = st.tuples(
     batch_size=at_least_one, schedule=st.sampled_from(["constant", "cosine"]),
     sampling=st.just(pair[0]), focal_gamma=st.floats(0, 10),
     logit_adjustment=st.just(0.0 if pair[0] == "balanced" else pair[1]), warmup_epochs=st.floats(0, 1),
-    ema_decay=below_one,
+    ema_decay=below_one, batch_norm_images=st.integers(0, 10**6),
 ))  # fmt: skip
 images = st.builds(
     ImageSpec, size=st.integers(16, 1024), resize=st.sampled_from(["squash", "pad", "crop"]),
@@ -183,7 +183,7 @@ def example() -> Recipe:
         optim=OptimSpec(
             optimizer="adam", momentum=0.9, weight_decay=0.01, class_weights="none", label_smoothing=0.0,
             batch_size=32, schedule="constant", sampling="shuffled",
-            focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
+            focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0, batch_norm_images=0,
         ),
         smote=None, distil=None, test_views="identity",
     )  # fmt: skip
@@ -471,7 +471,7 @@ def test_a_saved_recipe_is_loaded_whole(tmp_path: Path) -> None:
         ("[]", "no `format`"),
         ("{}", "no `format`"),
         ('{"format": true}', "no `format`"),
-        ('{"format": 7}', "format 7"),
+        ('{"format": 8}', "format 8"),
         ('{"format": 1, "seed": NaN}', "is not JSON: NaN is not a number"),
         ('{"format": 1}', "name: Field required"),
     ],
@@ -584,9 +584,16 @@ ADDED_IN_FORMAT_5 = {
 }
 
 
+def in_format_6(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as format 6 spelled it: without images for batch norm."""
+    value: dict[str, Any] = room.recipe_to_dict(recipe)
+    del value["optim"]["batch_norm_images"]
+    return value
+
+
 def in_format_5(recipe: Recipe) -> dict[str, Any]:
     """Return a recipe as format 5 spelled it: without metadata."""
-    value: dict[str, Any] = room.recipe_to_dict(recipe)
+    value = in_format_6(recipe)
     del value["model"]["metadata"]
     return value
 
@@ -621,7 +628,7 @@ def test_a_recipe_of_format_2_is_read_and_means_what_it_meant(tmp_path: Path) ->
     assert room.load_recipe(path) == underived()
     room.save_recipe(room.load_recipe(path), path)
     saved = json.loads(path.read_text())
-    assert saved["format"] == 6 and saved["augment"]["p_geometric"] == example().augment.p_geometric
+    assert saved["format"] == 7 and saved["augment"]["p_geometric"] == example().augment.p_geometric
     assert room.load_recipe(path) == underived()
 
 
@@ -658,18 +665,19 @@ def test_the_format_of_a_recipe_without_its_number_is_told_by_its_fields() -> No
     """model.json holds a recipe without its number; an external evaluation writes it with one."""
     of_format_2 = in_format_2(example())
     of_format_1 = {name: value for name, value in of_format_2.items() if name not in ("compute", "mix")}
-    of_format_6, of_format_5 = room.recipe_to_dict(example()), in_format_5(example())
+    of_format_7, of_format_6 = room.recipe_to_dict(example()), in_format_6(example())
+    of_format_5 = in_format_5(example())
     of_format_4 = in_format_4(example())
     of_format_3 = {name: value for name, value in of_format_4.items() if name != "derived_from"}
-    recipes = (of_format_1, of_format_2, of_format_3, of_format_4, of_format_5, of_format_6)
-    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4, 5, 6]
-    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 6}
+    recipes = (of_format_1, of_format_2, of_format_3, of_format_4, of_format_5, of_format_6, of_format_7)
+    assert [formats.format_of_recipe(recipe) for recipe in recipes] == [1, 2, 3, 4, 5, 6, 7]
+    assert formats.migrate_recipe(of_format_2) == {**room.recipe_to_dict(underived()), "format": 7}
     assert formats.migrate_recipe({**of_format_3, "format": 3}) == {
         **room.recipe_to_dict(underived()),
-        "format": 6,
+        "format": 7,
     }
-    for number, recipe in ((4, of_format_4), (5, of_format_5)):
-        assert formats.migrate_recipe({**recipe, "format": number}) == {**of_format_6, "format": 6}
+    for number, recipe in ((4, of_format_4), (5, of_format_5), (6, of_format_6)):
+        assert formats.migrate_recipe({**recipe, "format": number}) == {**of_format_7, "format": 7}
     strange_recipes: list[dict[str, Any]] = [{"format": []}, {"format": 9}, {}]
     for strange in strange_recipes:
         assert formats.migrate_recipe(strange) == strange

@@ -64,7 +64,7 @@ RECIPE = Recipe(
               ),),
     optim=OptimSpec(optimizer="adam", momentum=0.9, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
                     batch_size=32, schedule="constant", sampling="shuffled",
-                    focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
+                    focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0, batch_norm_images=0,
                 ),
     mix=None, compute=ComputeSpec(precision="float32", compile=False),
     monitor="val_loss", keep="best", seed=0, repeats=1, derived_from=None,

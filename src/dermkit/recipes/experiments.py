@@ -29,7 +29,7 @@ GIVEN_SPLIT_AS_PUBLISHED = replace(GIVEN_SPLIT, scheme="given-as-published")
 ADAM = OptimSpec(
     optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="none", label_smoothing=0.0,
     batch_size=32, schedule="constant", sampling="shuffled",
-    focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
+    focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0, batch_norm_images=0,
 )  # fmt: skip
 
 COMPUTE_FLOAT32 = ComputeSpec(precision="float32", compile=False)

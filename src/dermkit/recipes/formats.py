@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-RECIPE_FORMAT = 6
+RECIPE_FORMAT = 7
 
 _FORMAT_2_NAMES = {
     "p": "share",
@@ -25,12 +25,13 @@ _ADDED_FIELDS: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
         "optim": {"focal_gamma": 0.0, "logit_adjustment": 0.0, "warmup_epochs": 0.0, "ema_decay": 0.0},
     },
     6: {"": {}, "model": {"metadata": None}},
+    7: {"": {}, "optim": {"batch_norm_images": 0}},
 }
 """Format -> group of fields ("" = the recipe itself) -> what the format added to it, with the values that older formats
 implied."""
 
 ADDED_MODEL_FIELDS: Mapping[str, Any] = {
-    name: value for added in _ADDED_FIELDS.values() for name, value in added["model"].items()
+    name: value for added in _ADDED_FIELDS.values() for name, value in added.get("model", {}).items()
 }
 """Fields of `model` that formats 5 and later added -> the value that older formats implied."""
 
@@ -58,7 +59,9 @@ def format_of_recipe(recipe_json: Mapping[str, Any]) -> int:
     """Return the format of a recipe that is stored without a format number, as in model.json, by its fields."""
     if "compute" not in recipe_json:
         return 1
-    model = recipe_json.get("model")
+    optim, model = recipe_json.get("optim"), recipe_json.get("model")
+    if isinstance(optim, Mapping) and "batch_norm_images" in optim:
+        return 7
     if isinstance(model, Mapping) and "metadata" in model:
         return 6
     if "test_views" in recipe_json:
@@ -177,5 +180,6 @@ MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     3: _migrate_3_to_4,
     4: partial(_add_fields, 5),
     5: partial(_add_fields, 6),
+    6: partial(_add_fields, 7),
 }
 """Format number -> function that converts a recipe of that format to the next. Results do not change."""

@@ -35,7 +35,7 @@ QUICK = Recipe(
     optim=OptimSpec(
         optimizer="adam", momentum=0.0, weight_decay=0.0, class_weights="balanced", label_smoothing=0.0,
         batch_size=32, schedule="constant", sampling="shuffled",
-        focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0,
+        focal_gamma=0.0, logit_adjustment=0.0, warmup_epochs=0.0, ema_decay=0.0, batch_norm_images=0,
     ),
     compute=ComputeSpec(precision="fastest", compile=False),
     monitor="val_loss",

@@ -17,7 +17,8 @@ DENSE_FIELDS: Mapping[str, tuple[Any, str]] = {
     "optim.label_smoothing": (0.0, _NO_LOSS), "optim.focal_gamma": (0.0, _NO_LOSS),
     "optim.logit_adjustment": (0.0, f"{_NO_LOSS}; optim.class_weights and optim.sampling weigh its samples"),
     "optim.weight_decay": (0.0, f"{_NO_LOSS}, regularised by model.classifier"),
-    "optim.warmup_epochs": (0.0, _NO_STEPS), "optim.ema_decay": (0.0, _NO_STEPS), "mix": (None, _ONE_LABEL),
+    "optim.warmup_epochs": (0.0, _NO_STEPS), "optim.ema_decay": (0.0, _NO_STEPS),
+    "optim.batch_norm_images": (0, "the backbone is frozen"), "mix": (None, _ONE_LABEL),
     "distil": (None, "a classifier learns labels, not a teacher's probabilities"),
 }  # fmt: skip
 """Field -> the value that it has to have with `model.classifier`, and why."""

@@ -18,6 +18,9 @@ STRONG_AUGMENTATION = replace(
 """The eight symmetries with a little rotation, shift, zoom and colour: mixing and stronger changes brought nothing on
 isic9 (log/LOG.md)."""
 
+BATCH_NORM_IMAGES = 1024
+"""Training images for the statistics of batch norm, after each epoch: with 2,048 as good (log/LOG.md)."""
+
 HOLDOUT = SplitSpec(scheme="holdout", seed=0, validation=0.15, test=0.2, folds=0, per_class=0, draw_from="")
 FIVE_FOLDS = SplitSpec(scheme="kfold", seed=0, validation=0.07, test=0.2, folds=5, per_class=0, draw_from="")
 """Calibration and test-time views alone are chosen by validation images, so 7 % of all are enough, and 73 % train."""
@@ -52,6 +55,7 @@ STRONG_5MIN = Recipe(
         optimizer="adamw", momentum=0.0, weight_decay=0.05, class_weights="none", label_smoothing=0.0,
         batch_size=32, schedule="cosine", sampling="shuffled",
         focal_gamma=0.0, logit_adjustment=1.0, warmup_epochs=1.0, ema_decay=0.0,
+        batch_norm_images=0,
     ),
     compute=ComputeSpec(precision="float32", compile=False),
     monitor="val_balanced_accuracy",
@@ -69,6 +73,7 @@ STRONG_1H = replace(
     about="MobileNetV2, all layers trained for twelve epochs, adjusted logits, eight test-time views. An hour on two "
     "cores for 10,000 images.",
     phases=(_FINETUNING_PHASE,),
+    optim=replace(STRONG_5MIN.optim, batch_norm_images=BATCH_NORM_IMAGES),
 )
 
 # Command: dermkit train strong-night DATASET.

@@ -158,6 +158,10 @@ class OptimSpec:
     ema_decay: FractionBelowOne
     """Decay per step of an exponential moving average of the weights, which is validated and saved in their place; in
     step n of a phase, from 0, at most (1 + n) / (10 + n); 0 = none."""
+    batch_norm_images: NonNegativeInt
+    """After each epoch, means and variances of batch norm are computed anew from so many training images without
+    augmentation (Wu 2021, "Rethinking 'Batch' in BatchNorm"), in place of running means over the augmented batches of
+    the epoch's last steps; layers that keep their statistics in a phase keep them; 0 = none."""
     sampling: Literal["shuffled", "balanced", "square_root"]
     """`shuffled` shows every training image once an epoch; `balanced` draws the same number of images, each class
     equally often, `square_root` each class in proportion to the square root of its size."""

@@ -4,7 +4,7 @@ The net's own tensors stay the raw ones, which the optimizer changes; the averag
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,12 @@ class WeightAverage:
     def write_to(self, net: nn.Module) -> None:
         """Copy the average into the net, whose raw tensors are lost."""
         load_tensors(net, self.tensors)
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace averaged tensors by others: statistics that were computed for the averaged weights."""
+        for name, tensor in tensors.items():
+            self.tensors[name].copy_(tensor)
 
     @contextlib.contextmanager
     def applied(self, net: nn.Module) -> Iterator[None]:

@@ -29,6 +29,7 @@ from dermkit.recipes.training_specs import Phase
 from dermkit.threads import ordered_map
 from dermkit.training.augment.batch import epoch_order
 from dermkit.training.batch_norm import check_batch_norm
+from dermkit.training.batch_norm_statistics import estimate_batch_norm
 from dermkit.training.checkpoint import (
     BEST_CHECKPOINT,
     MID_EPOCH_CHECKPOINT,
@@ -164,6 +165,7 @@ def _run_epoch(
     train_seconds, n_samples = previous_seconds + time.perf_counter() - start_time, len(train_step.source.samples)
     # The loss is checked in every step, but the last update can still overflow a weight.
     _check_finite(state, train_step, epoch, _is_finite(state.net), "a weight")
+    estimate_batch_norm(state, train_step.source, epoch=epoch, max_pass_size=train_step.micro_batch_size)
     metrics = {
         "train_loss": loss_sum / n_samples,
         "train_accuracy": n_correct / n_samples,

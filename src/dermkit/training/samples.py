@@ -264,6 +264,12 @@ class PixelSource:
         """Return samples `rows` normalised; only copies are augmented, and nothing is mixed."""
         return self._normalise(self._augment(rows, epoch=epoch, seed=seed, copies_only=True))
 
+    def plain_inputs(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
+        """Return samples `rows` as validation images are given: (B, 3, S, S) float32, and metadata, (B, M) float32."""
+        image_rows, metadata = self.samples.rows[rows], self.samples.metadata
+        vectors = () if metadata is None else (torch.from_numpy(metadata.vectors[image_rows]).to(self.device),)
+        return self._normalise(self._unit_pixels(image_rows)), *vectors
+
     def validation_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return validation images `rows`, (B, 3, S, S) float32, normalised and not augmented."""
         return self._normalise(self._unit_pixels(self.validation_rows[rows]))
