@@ -50,5 +50,6 @@ def estimate_seconds(
             features = max(features, n_images * (max(phase.views, 1) + 1) / speed.forward)
             epochs += phase.epochs * n_train / _FEATURE_EPOCH_SPEED
         else:
-            epochs += phase.epochs * (n_train / speed.train + n_validation / speed.validate)
+            n_forward = n_validation + min(recipe.optim.batch_norm_images, n_train)
+            epochs += phase.epochs * (n_train / speed.train + n_forward / speed.validate)
     return features + (n_trained_folds or n_folds) * (_RUN_SECONDS + epochs + scoring)
