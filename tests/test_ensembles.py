@@ -27,6 +27,8 @@ from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.experiments import find_recipe
 from dermkit.recipes.schema import Recipe
+from dermkit.reporting.paper_facts import paper_facts
+from dermkit.runs.folder import RunFolder
 
 CLASSES = (
     LesionClass("nevus", "nevus", "benign"),
@@ -278,7 +280,19 @@ def test_the_card_says_members_weights_and_where_they_come_from(both: Path) -> N
     assert "one of each fold of a cross-validation" not in text
     methods = (both / "METHODS.md").read_text()
     assert "The net was tiny: " in methods and "; larger: " in methods and "Training: tiny: " in methods
-    assert "so not in this text: the versions of the software, the random seed." in methods  # nothing else
+    assert "so not in this text" not in methods
+    assert "Randomness: seed 0." in methods and methods.count("torch 2") == 1, "what both share is said once"
+
+
+def test_seeds_and_versions_that_differ_are_said_of_each_model(both: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(both, tmp_path / "both"))
+    run_json = json.loads((folder / "run.json").read_text())
+    first, second = run_json["ensemble"]["sources"]
+    first["seed"], second["seed"] = "seeds 0 and 1", ""
+    del first["software"], second["software"]  # as an earlier version wrote them
+    (folder / "run.json").write_text(json.dumps(run_json))
+    facts = paper_facts(RunFolder(folder))
+    assert facts["seed"] == "tiny: seeds 0 and 1; larger: not recorded" and "software" not in facts
 
 
 def test_members_that_cannot_be_weighed_are_refused_before_work(

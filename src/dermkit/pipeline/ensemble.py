@@ -336,11 +336,11 @@ def _run_json(
 
 
 def _with_recipes(rows: Sequence[Mapping[str, Any]], sources: Sequence[EnsembleSource]) -> list[dict[str, Any]]:
-    """Return the rows of the models with net and training of each, as METHODS.md says them."""
-    from dermkit.reporting.paper_facts import recipe_facts  # here, since the chain of imports to it is long
+    """Return the rows of the models with net, training, seed and versions of each, as METHODS.md says them."""
+    from dermkit.reporting.paper_facts import member_facts  # here, since the chain of imports to it is long
 
     return [
-        {**row, **(recipe_facts(source.run) if source.run else {})}
+        {**row, **(member_facts(source.run) if source.run else {})}
         for row, source in zip(rows, sources, strict=True)
     ]
 

@@ -161,27 +161,53 @@ def _training_facts(run: RunFolder) -> Iterator[tuple[str, str]]:
     yield "imbalance", _imbalance_text(run, rows)
     yield "weights", _weights_text(run.run_json)
     yield "nets", _nets_text(run)
-    versions = run.environment.get("versions") or {}
-    yield "software", ", ".join(f"{name} {version}" for name, version in versions.items())
-    if not run.ensemble:
-        seeds = [run.run_json.get("seed")] if run.pooled is None else [one["seed"] for one in run.pooled["seeds"]]
-        known = [str(seed) for seed in seeds if seed is not None]
-        yield "seed", f"seed{'s' * (len(known) > 1)} {listed(known)}" if known else ""
 
 
 def _net_and_training(run: RunFolder) -> dict[str, str]:
-    """Return the facts `model_type` and `training`: of an ensemble those of each of its models."""
-    if run.ensemble:
-        sources = run.ensemble.get("sources", ())
-        return {
-            fact: "; ".join(dict.fromkeys(f"{one['recipe']}: {one[fact]}" for one in sources if one.get(fact)))
-            for fact in ("model_type", "training")
-        }
-    return recipe_facts(run)
+    """Return the facts of `member_facts`: of an ensemble those of each of its models."""
+    if not run.ensemble:
+        return member_facts(run)
+    sources = run.ensemble.get("sources", ())
+    of_each = {
+        fact: "; ".join(dict.fromkeys(f"{one['recipe']}: {one[fact]}" for one in sources if one.get(fact)))
+        for fact in ("model_type", "training")
+    }
+    return of_each | {
+        "seed": _common_text(sources, "seed"),
+        "software": _common_text(sources, "software") or _versions_text(run),
+    }
 
 
-def recipe_facts(run: RunFolder) -> dict[str, str]:
-    """Return the facts `model_type` and `training` of a run's recipe, "" where it has none."""
+def _common_text(sources: Sequence[Mapping[str, Any]], fact: str) -> str:
+    """Return a fact once where all models share it, else that of each model; "" where no model has it."""
+    texts = [str(one.get(fact) or "") for one in sources]
+    if len(set(texts)) < 2:
+        return "".join(texts[:1])
+    return "; ".join(
+        f"{one['recipe']}: {text or 'not recorded'}" for one, text in zip(sources, texts, strict=True)
+    )
+
+
+def member_facts(run: RunFolder) -> dict[str, str]:
+    """Return the facts that each model of an ensemble has of its own: `model_type`, `training`, `software`, `seed`.
+
+    "" where the run's files do not say one.
+    """
+    seeds = [run.run_json.get("seed")] if run.pooled is None else [one["seed"] for one in run.pooled["seeds"]]
+    known = [str(seed) for seed in seeds if seed is not None]
+    return {
+        **_recipe_facts(run),
+        "software": _versions_text(run),
+        "seed": f"seed{'s' * (len(known) > 1)} {listed(known)}" if known else "",
+    }
+
+
+def _versions_text(run: RunFolder) -> str:
+    versions = run.environment.get("versions") or {}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _recipe_facts(run: RunFolder) -> dict[str, str]:
     rows = dict(recipe_rows(run.recipe))
     backbone = rows.get("Backbone", "")
     if run.run_json.get("continued_from"):
