@@ -183,6 +183,12 @@ def foreign_output(folder: Path) -> None:
     [
         (None, {"class_name": "melanom"}, UsageError, "did you mean `melanoma`"),
         (None, {"against": "wart"}, UsageError, "no such class"),
+        (
+            None,
+            {"method": "rollout", "against": "nevus"},
+            UsageError,
+            "plain roll-out is the same for every class",
+        ),
         (small_mask, {"masks": "masks"}, DataError, "is 8 x 8 pixels, and its image is 84 x 64"),
         (None, {"masks": "photos/.."}, DataError, "holds no mask of these images"),
         (None, {"masks": "nowhere"}, DataError, "there is no such folder"),
@@ -201,6 +207,7 @@ def test_bad_input_is_refused_before_work(
         dk.explain(
             corner_model, [str(photos)], out=tmp_path / "out", masks=masks, device="cpu",
             class_name=names.get("class_name"), against=names.get("against"),
+            method=names.get("method", "auto"),  # type: ignore[arg-type]
         )  # fmt: skip
     assert not (tmp_path / "out" / "explain.json").exists()
 

@@ -22,7 +22,7 @@ MALIGNANCY_HELP = "With --predictions alone: CLASS=benign|malignant|indeterminat
 PROBABILITIES_HELP = (
     "With --predictions: what the numbers are if no probabilities: logits, percent or independent (sigmoids)."
 )
-NO_HEAT_MAPS_HELP = "Make no heat maps of the run's mistakes and best hits; those that are there stay."
+NO_HEAT_MAPS_HELP = "Make no heat maps of the run's mistakes and best hits; those of the same answers stay."
 MASKS_HELP = (
     "A folder of lesion masks, PNG by image name: the run's heat maps are made anew, with how much of each lies in the "
     "lesion."

@@ -138,7 +138,8 @@ TestViewsOption = Annotated[
 NoHeatMapsOption = Annotated[
     bool,
     typer.Option(
-        "--no-heat-maps", help="Make no heat maps of the run's mistakes and best hits (docs/explain.md)."
+        "--no-heat-maps",
+        help="Make no heat maps of the run's mistakes and best hits (docs/explain.md). `auto` makes none.",
     ),
 ]
 TeacherOption = Annotated[

@@ -168,6 +168,13 @@ def _prepare(
     _check_captum()
     if options.method not in get_args(MapMethod):
         raise UsageError(f"--method {options.method}: unknown", remedy=f"one of {', '.join(get_args(MapMethod))}")
+    if options.method == "rollout" and options.against is not None:
+        raise UsageError(
+            f"--method rollout --against {options.against}: plain roll-out is the same for every class, so it cannot "
+            "set two against each other",
+            outcome="nothing was explained",
+            remedy="--method gradient-rollout, or leave out --against",
+        )
     check_model_folder(model)
     masks = options.masks
     if masks is not None:
