@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dermkit.errors import DataError
+from dermkit.errors import DataError, first_of
 from dermkit.evaluation.options import DEFAULT_OPTIONS, EvaluationOptions
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.classification.summary import evaluate_split
@@ -21,9 +21,11 @@ from dermkit.metrics.decisions.policy import (
     fit_policy,
 )
 from dermkit.metrics.stats.arrays import Bools
+from dermkit.runs.predictions import net_text
 
 POLICY_SPLIT = "validation"
 """The split on which calibration, operating points and prediction sets are fitted."""
+_MAX_NETS_NAMED = 5
 
 
 def fit_with_targets(validation: ScoredSet, options: EvaluationOptions) -> DecisionPolicy:
@@ -50,10 +52,37 @@ def _missing_outcome(validation: ScoredSet) -> str:
 
 def check_targets(validation: ScoredSet, options: EvaluationOptions, *, untouched: str) -> None:
     """Raise `DataError` for a target that validation images cannot fit, before anything is fitted or written."""
-    has_images = {"sensitivity": validation.is_malignant.any(), "specificity": (~validation.is_malignant).any()}
-    has_binary_view = validation.has_both_sides
-    if options.needs_policy and not (has_binary_view and all(has_images[rate] for rate, _ in options.targets)):
+    if options.needs_policy and not _can_fit(validation, options):
         raise _unfittable(validation, untouched)
+
+
+def _can_fit(validation: ScoredSet, options: EvaluationOptions) -> bool:
+    has_images = {"sensitivity": validation.is_malignant.any(), "specificity": (~validation.is_malignant).any()}
+    return validation.has_both_sides and all(has_images[rate] for rate, _ in options.targets)
+
+
+def _check_nets(validation_by_net: Mapping[str, ScoredSet], options: EvaluationOptions) -> None:
+    """Raise `DataError` that names the nets whose own validation images cannot fit a target.
+
+    No other net's threshold stands in: each net has its own (decision 0011), and a guarantee would not hold with one of
+    other scores.
+    """
+    problems = {
+        label: _missing_outcome(images)
+        for label, images in validation_by_net.items()
+        if options.targets and images.has_both_sides and not _can_fit(images, options)
+    }
+    if problems:
+        nets = first_of(
+            [f"{net_text(label)}: {problem}" for label, problem in problems.items()], _MAX_NETS_NAMED, "; "
+        )
+        raise DataError(
+            f"an operating point cannot be fitted for {len(problems)} of {len(validation_by_net)} nets, each of which "
+            f"has its own: {nets}",
+            outcome="the last evaluation",
+            remedy="evaluate without --target; for such a target make the split with a larger split.validation (1 / "
+            "folds: whole folds validate), and train again",
+        )
 
 
 def _unfittable(validation: ScoredSet, untouched: str) -> DataError:
@@ -141,6 +170,7 @@ def fit_for_nets(
     """
     from dermkit.metrics.decisions.net_policies import sharpen_by_net
 
+    _check_nets(validation_by_net, options)
     nets = {label: fit_with_targets(images, options) for label, images in validation_by_net.items()}
     return FittedPolicy(fit_with_targets(sharpen_by_net(list(nets.values()), validation), options), nets)
 

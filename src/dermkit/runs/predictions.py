@@ -228,6 +228,12 @@ def net_labels(rows: pd.DataFrame) -> "pd.Series[str]":
     return rows["fold"].astype(str) + "/" + rows["seed"].astype(str)
 
 
+def net_text(label: str) -> str:
+    """Return a label of `net_labels` for people: "fold 2, seed 0"."""
+    fold, _, seed = label.rpartition("/")
+    return ", ".join(f"{name} {value}" for name, value in (("fold", fold), ("seed", seed)) if value)
+
+
 def to_scored_set(
     rows: pd.DataFrame, classes: Sequence[LesionClass], groups: Mapping[str, int] | None
 ) -> ScoredSet:
