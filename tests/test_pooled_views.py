@@ -19,7 +19,8 @@ from dermkit.pipeline import run as pipeline_run
 from dermkit.pipeline.view_choice import ViewChoice, pool_choices
 from dermkit.prediction.predictor import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec
-from dermkit.runs.layout import ENSEMBLE_TEST, POLICY, RUN, VIEW_CHOICE
+from dermkit.reporting.report import write_report
+from dermkit.runs.layout import ENSEMBLE_TEST, METRICS, POLICY, RUN, VIEW_CHOICE
 
 FOLDS = SplitSpec(scheme="given", seed=0, validation=0.2, test=0.0, folds=2, per_class=0, draw_from="")
 OWN_LOSSES = ((0.9, 0.5, 0.8), (0.4, 0.7, 0.8))
@@ -172,4 +173,29 @@ def test_folds_of_all_images_keep_their_own_views(
     monkeypatch.setattr(pipeline_run, "write_report", write_no_page)
     parent = train(replace(recipe, split=replace(FOLDS, scheme="kfold", folds=3)), binary, tmp_path)
     assert views_of(parent / "model") == [["identity"], list(DIHEDRAL_VIEWS), ["identity"]]
+    check_parts_that_validate(parent, binary)
     shutil.rmtree(parent)
+
+
+def check_parts_that_validate(parent: Path, data: Path) -> None:
+    """Check three folds of which a part validates (decision 0017), from each net's images to figures and report."""
+    runs = sorted((path.parent for path in parent.glob("*/run.json")), key=lambda run: RUN.read(run)["fold"])
+    tables = [pd.read_csv(run / "split.csv", dtype=str) for run in runs]
+    sides = [{name: set(rows["image_id"]) for name, rows in table.groupby("split")} for table in tables]
+    everything = set(dk.load_dataset(data).manifest["image_id"])
+    for fold, own in enumerate(sides):
+        next_fold = sides[(fold + 1) % len(sides)]["test"]
+        assert own["validation"] < next_fold, "a part of the next fold, and not all of it"
+        assert own["train"] == everything - own["test"] - own["validation"], "whose rest trains"
+    parts = sorted(image_id for own in sides for image_id in own["validation"])
+    rows = pd.read_csv(parent / "predictions.csv", dtype={"image_id": str})
+    metrics = METRICS.read(parent)
+    for name, ids in (("test", sorted(everything)), ("validation", parts)):
+        pooled = rows[rows["split"] == name]
+        assert sorted(pooled["image_id"]) == ids, "each image once, by the net of its fold"
+        assert metrics["splits"][name]["n"] == len(ids)
+        accuracy = (pooled["label"] == pooled["predicted"]).mean()
+        assert metrics["splits"][name]["metrics"]["accuracy"]["value"] == pytest.approx(accuracy)
+    assert metrics["policy"]["n_validation_images"] == len(parts) < len(everything)
+    write_report(parent)
+    assert f"{len(parts)} also a validation image of one" in (parent / "CHECKLISTS.md").read_text()
