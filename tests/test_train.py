@@ -19,6 +19,7 @@ from dermkit.models.weights import resolve_weights
 from dermkit.progress import Progress
 from dermkit.recipes.augmentation import NO_AUGMENTATION, PRESETS
 from dermkit.recipes.experiments import DEMO, ROTATE_FLIP_ZOOM, full_phase, head_phase
+from dermkit.recipes.frozen import CLASSIFIERS
 from dermkit.recipes.schema import ModelSpec, OversampleSpec, Recipe
 from dermkit.recipes.training_specs import ComputeSpec, MixupSpec, Phase
 from dermkit.training import features
@@ -267,6 +268,16 @@ def test_views_differ_and_repeat(tmp_path: Path) -> None:
     one, two, three = (source.batch(rows, epoch=epoch, seed=0) for epoch in (1, 2, 3))
     assert torch.equal(one, three)
     assert not torch.isclose(one, two).all(dim=1).any()
+
+
+def test_heads_of_all_kinds_share_features(tmp_path: Path) -> None:
+    recipe = replace(BASE, model=SMALL, augment=ROTATE_FLIP_ZOOM, phases=(head_phase(1),))
+    assert features_of(recipe, tmp_path, views=2).passes == 3 + 3 + 1  # type: ignore[attr-defined]
+    layers = replace(recipe.model, hidden=(8,), dropout=0.5)
+    logistic = replace(recipe.model, dropout=0.0, classifier=CLASSIFIERS["logistic"])
+    for model in (layers, logistic):
+        other = features_of(replace(recipe, model=model), tmp_path, views=2)
+        assert other.passes == 0  # type: ignore[attr-defined]
 
 
 def test_features_are_computed_once_for_all_runs_that_mean_the_same(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ Shapes: N samples of an epoch, B of a batch, V validation images, C features of 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -183,10 +183,13 @@ def feature_source(pixel_source: PixelSource, job: FeatureJob, *, seed: int, vie
 
 
 def _spec_fields(model: ModelSpec) -> dict[str, Any]:
-    """Return the fields of `model` that features of a frozen backbone can depend on, and those of before format 5, so
-    that features of older versions are found.
+    """Return the fields of `model` that features of a frozen backbone can depend on.
+
+    Those of the dense layers stand at what a classifier has, so that heads of all kinds share features, and features
+    of older versions are found.
     """
-    return {name: value for name, value in asdict(model).items() if name not in ADDED_MODEL_FIELDS}
+    without_layers = replace(model, hidden=(), dropout=0.0)
+    return {name: value for name, value in asdict(without_layers).items() if name not in ADDED_MODEL_FIELDS}
 
 
 def _store_fingerprint(job: FeatureJob, pixel_source: PixelSource, net_variant: str) -> str:
