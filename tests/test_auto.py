@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,23 @@ import pytest
 import torch
 
 import dermkit as dk
-from dermkit.errors import RunInterrupt, UsageError
+from dermkit.errors import DermkitError, RunInterrupt, UsageError
 from dermkit.models.card import read_card
 from dermkit.pipeline import auto, measure_speed
 from dermkit.pipeline import run as pipeline_run
 from dermkit.pipeline.auto import train_auto
 from dermkit.pipeline.auto_plan import AutoPlan
 from dermkit.pipeline.auto_reasons import PlanChoice
-from dermkit.pipeline.auto_recipes import Candidate, fold_split
+from dermkit.pipeline.auto_recipes import KIND_NAMES, Candidate, fold_split
 from dermkit.pipeline.auto_results import out_of_fold
 from dermkit.pipeline.dataset_plan import AutoOptions
 from dermkit.pipeline.dataset_profile import profile_dataset
-from dermkit.pipeline.measure_speed import measure_decoding, measure_net
+from dermkit.pipeline.measure_speed import measure_decoding, measure_fits, measure_net
+from dermkit.pipeline.plan import Machine, RunPlan
+from dermkit.recipes.derive import derive_recipe
+from dermkit.recipes.frozen import ClassifierKind
 from dermkit.recipes.schema import Recipe
+from dermkit.recipes.short_forms import ShortForms, short_form_assignments
 from dermkit.recipes.strong import STRONG_1H
 from dermkit.reporting.auto_page import chosen_sentence
 from dermkit.runs.layout import AUTO, LEADERBOARD_TABLE
@@ -232,6 +237,86 @@ def test_when_the_time_is_over_the_first_recipe_is_the_model_and_the_second_is_s
     assert AUTO.read(folder)["chosen"]["name"] == "first"
     sentence = chosen_sentence(AUTO.read(folder))
     assert "the only recipe that was finished" in sentence and "corrected" not in sentence
+
+
+def plan_race_with_classifiers(monkeypatch: pytest.MonkeyPatch, tiny: Recipe) -> None:
+    """Make every race's plan one of a net and two classifiers, one of which is said to take eleven days."""
+
+    def plan(dataset: dk.Dataset, options: AutoOptions, _machine: Any) -> Any:
+        small = small_plan(dataset, tiny, seconds=options.seconds, n_trained_folds=1)
+        first = small.candidates[0]
+        kinds: tuple[tuple[ClassifierKind, float], ...] = (("svm", 1e6), ("logistic", 2.0))
+        fitted = [
+            Candidate(
+                derive_recipe(first.recipe, short_form_assignments(first.recipe, ShortForms(classifier=kind))),
+                None,
+                seconds,
+            )
+            for kind, seconds in kinds
+        ]
+        return profile_dataset(dataset), replace(small, candidates=(first, *fitted))
+
+    monkeypatch.setattr(auto, "plan_auto", plan)
+
+
+def test_a_classifier_is_fitted_in_the_race_only_where_the_time_of_its_fit_is_left(
+    binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Recipe
+) -> None:
+    plan_race_with_classifiers(monkeypatch, tiny)
+    names, run_plan = [], pipeline_run.run_plan
+
+    def stop_before_the_fit(plan: RunPlan, machine: Machine) -> Path:
+        names.append(plan.recipe.name)
+        if len(names) == 2:
+            raise RunInterrupt("stopped")
+        return run_plan(plan, machine)
+
+    monkeypatch.setattr(auto, "run_plan", stop_before_the_fit)
+    with pytest.raises(RunInterrupt):
+        race(binary, tmp_path)
+    folder = race(binary, tmp_path)
+    assert names == ["first", *["first-classifier_logistic"] * 2], "the net was not trained twice"
+    assert {row["name"]: row["state"] for row in leaderboard(folder)} == {
+        "first": "complete", "first-classifier_logistic": "complete", "ensemble": "complete",
+        "first-classifier_svm": "out of time",
+    }  # fmt: skip
+    assert len(read_card(folder / "ensemble" / "model")["members"]) == 2
+    assert len(open_test_as_told(folder / "ensemble", binary)) > 0
+
+
+def test_a_fold_of_a_classifier_counts_with_the_slowest_that_is_finished(binary: Path, tiny: Recipe) -> None:
+    plan = small_plan(dk.load_dataset(binary), tiny, seconds=60.0)
+    recipe = derive_recipe(tiny, short_form_assignments(tiny, ShortForms(classifier="svm")))
+    candidate, document = Candidate(recipe, None, 10.0), {"seconds_of_runs": {"a-versions/a-f0": 7.0}}
+    race_so_far = SimpleNamespace(plan=plan, document=document)
+    seconds = {
+        name: auto._unbroken_seconds(
+            race_so_far,  # type: ignore[arg-type]
+            SimpleNamespace(folder=Path(f"trials/{name}-versions/{name}-f1")),  # type: ignore[arg-type]
+            candidate,
+        )
+        for name in ("a", "b")
+    }
+    assert seconds == {"a": 7.0, "b": 10.0 / 2}
+
+
+def test_fits_of_all_kinds_are_measured_in_the_classes_of_the_data_set() -> None:
+    times = measure_fits(KIND_NAMES, 24, [300, 40, 1, 0], seed=0, limit=60.0)
+    assert {fit.kind for fit in times} == set(KIND_NAMES)
+    assert all(fit.seconds > 0 and 300 < fit.n_rows <= 403 for fit in times)
+    assert [fit.kind for fit in measure_fits(KIND_NAMES, 8, [20, 20], seed=0, limit=0.0)] == ["logistic"]
+
+
+def test_a_classifier_that_cannot_be_exported_is_left_out_of_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(_head: Any, _data: Any, settings: Any) -> None:
+        if settings.spec.kind == "svm":
+            raise DermkitError("the exported classifier differs from scikit-learn's")
+
+    monkeypatch.setattr("dermkit.training.classifiers.fit_classifier", fit)
+    assert [fit.kind for fit in measure_fits(KIND_NAMES, 8, [20, 20], seed=0, limit=60.0)] == [
+        "logistic",
+        "k_nearest",
+    ]
 
 
 def test_a_deadline_ends_a_training_within_an_epoch(binary: Path, tiny: Recipe, tmp_path: Path) -> None:

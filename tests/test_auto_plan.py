@@ -1,5 +1,6 @@
 """The plan of `train auto`: what a data set, a machine's speed and a time become, and the estimate behind it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from hypothesis import strategies as st
 
 from dermkit.pipeline.auto_nets import SMALL_NET, input_size
 from dermkit.pipeline.auto_plan import AutoPlan, make_plan
-from dermkit.pipeline.auto_recipes import MeasuredNet
+from dermkit.pipeline.auto_recipes import KIND_NAMES, MeasuredNet
 from dermkit.pipeline.dataset_profile import DatasetProfile
-from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
+from dermkit.pipeline.estimate_cost import FitTime, NetSpeed, estimate_seconds
+from dermkit.recipes.head_checks import check_head_fields
 from dermkit.recipes.schema import ModelSpec, parse_recipe, recipe_to_dict
 from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
 
@@ -32,8 +34,21 @@ def net(name: str = "mobilenetv2_100", *, train: float = 70.0, forward: float = 
     return MeasuredNet(model, weights_file, NetSpeed(train, forward, forward, "float32"))
 
 
-def plan_of(profile: DatasetProfile, *nets: MeasuredNet, seconds: float) -> AutoPlan:
-    return make_plan(profile, nets or (net(),), images_decoded_per_second=500.0, seconds=seconds, seed=3)
+def plan_of(profile: DatasetProfile, *nets: MeasuredNet, seconds: float, fits: Sequence[FitTime] = ()) -> AutoPlan:
+    return make_plan(
+        profile, nets or (net(),), images_decoded_per_second=500.0, seconds=seconds, seed=3, fits=fits
+    )
+
+
+def fits_of(seconds: float) -> list[FitTime]:
+    """Return the time of every kind of classifier that takes part, the same for all."""
+    return [FitTime(kind, 400, seconds) for kind in KIND_NAMES]
+
+
+def kinds(plan: AutoPlan) -> list[str]:
+    """Return the classifiers of a plan, in order."""
+    specs = (candidate.recipe.model.classifier for candidate in plan.candidates)
+    return [spec.kind for spec in specs if spec]
 
 
 BALANCED = profile_of({"nevus": 1000, "melanoma": 1000})
@@ -191,3 +206,99 @@ def test_the_size_of_the_input_is_that_of_the_images_up_to_160_pixels(
     backbone: str, median_side: int, size: int
 ) -> None:
     assert input_size(replace(STRONG_1H.model, backbone=backbone), median_side) == size
+
+
+# Classifiers on frozen features --------------------------------------------------------------------------------------
+
+
+def test_the_bound_of_a_fit_is_extrapolated_by_its_kind_and_doubled() -> None:
+    bounds = {fit.kind: fit.bound(1600) for fit in fits_of(0.5)}  # four times as many rows
+    assert bounds == {"logistic": 8.0, "svm": 16.0, "k_nearest": 16.0}
+    assert {fit.bound(100) for fit in fits_of(0.5)} == {1.0}, "never less than was measured, doubled"
+
+
+def test_classifiers_that_fit_are_trained_last_on_the_features_of_the_frozen_net() -> None:
+    plan = plan_of(profile_of({"nevus": 1000, "melanoma": 500}), seconds=3600.0, fits=fits_of(0.1))
+    first, trained, *classifiers = (candidate.recipe for candidate in plan.candidates)
+    assert kinds(plan) == ["logistic", "svm", "k_nearest"]
+    assert [recipe.name.split("-")[1] for recipe in classifiers] == ["linear", "svm", "knn"]
+    assert first.model.classifier is None and trained.phases[0].train_backbone == "all"
+    for recipe in classifiers:
+        check_head_fields(recipe)
+        assert parse_recipe(recipe_to_dict(recipe), "a plan") == recipe
+        assert (recipe.split, recipe.augment, recipe.seed) == (first.split, first.augment, first.seed)
+        assert (recipe.optim.class_weights, first.optim.logit_adjustment) == ("balanced", 1.0)
+    assert classifiers[0].phases[0].views == first.phases[0].views == 5
+    # By hand: 5 folds, each 4 s, an epoch of 1,200 at 20,000 a second, 300 images with eight views at 300 a second,
+    # and twice .1 s for 400 rows, for 6,000 rows to the power of 1.5. The features are there.
+    by_hand = 5 * (4.0 + 1200 / 20_000 + 300 * 8 / 300 + 0.2 * 15**1.5)
+    assert plan.candidates[2].seconds == pytest.approx(by_hand)
+
+
+def test_equal_classes_are_not_weighed() -> None:
+    plan = plan_of(BALANCED, seconds=3600.0, fits=fits_of(0.01))
+    assert {candidate.recipe.optim.class_weights for candidate in plan.candidates} == {"none"}
+
+
+def test_a_classifier_takes_fewer_views_where_all_of_them_are_too_many() -> None:
+    plan = plan_of(BALANCED, seconds=3600.0, fits=[FitTime("svm", 400, 0.4)])
+    (svm,) = (candidate.recipe for candidate in plan.candidates if candidate.recipe.model.classifier)
+    # Of 5 views twice .4 s times the square of 20, 320 s; of none 13 s: a twentieth of the hour lies between.
+    assert svm.phases[0].views == 0 and plan.candidates[0].recipe.phases[0].views == 5
+
+
+def test_a_fit_that_may_take_more_than_a_twentieth_of_the_time_does_not_take_part_and_the_plan_says_so() -> None:
+    profile = profile_of({"nevus": 20_000, "melanoma": 20_000})
+    for plan in (
+        plan_of(BALANCED, seconds=3600.0, fits=[FitTime("logistic", 400, 12.0)]),  # 192 s for 1,600 images
+        plan_of(profile, seconds=1e6, fits=[FitTime("logistic", 400, 1e-6)]),  # too many images, however fast
+    ):
+        assert kinds(plan) == []
+        (choice,) = (one for one in plan.choices if one.name == "classifiers on frozen features")
+        assert (
+            choice.value == "none"
+            and "for 400 vectors" in choice.evidence
+            and "fewer images" in choice.would_change
+        )
+
+
+def test_classifiers_keep_no_whole_net_out_and_leave_it_eight_epochs() -> None:
+    def epochs(plan: AutoPlan) -> list[int]:
+        phases = (candidate.recipe.phases[0] for candidate in plan.candidates)
+        return [phase.epochs for phase in phases if phase.train_backbone == "all"]
+
+    for seconds in range(200, 4000, 50):
+        alone, beside = (plan_of(BALANCED, seconds=seconds, fits=fits) for fits in ((), fits_of(0.05)))
+        assert len(epochs(beside)) == len(epochs(alone))
+        assert epochs(beside) == epochs(alone) or min(epochs(beside)) >= 8
+    assert kinds(beside) and epochs(beside) == [16]
+
+
+def test_a_net_of_random_weights_has_no_classifier() -> None:
+    plan = plan_of(BALANCED, net(SMALL_NET), seconds=3600.0, fits=fits_of(0.01))
+    assert kinds(plan) == [] and all("classifiers" not in choice.name for choice in plan.choices)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(2, 5_000), min_size=2, max_size=9),
+    fit_seconds=st.lists(st.floats(1e-3, 20), min_size=3, max_size=3),
+    forward=st.floats(20, 8000),
+    seconds=st.floats(5, 50_000),
+)
+def test_a_plan_with_classifiers_ends_in_time(
+    counts: list[int], fit_seconds: list[float], forward: float, seconds: float
+) -> None:
+    profile = profile_of({f"class {k}": count for k, count in enumerate(counts)})
+    fits = [FitTime(kind, 400, time) for kind, time in zip(KIND_NAMES, fit_seconds, strict=True)]
+    plan = plan_of(profile, net(forward=forward), seconds=seconds, fits=fits)
+    assert plan.planned_seconds <= 0.85 * seconds + 1e-6 or len(plan.candidates) == 1
+    assert len({one.recipe.name for one in plan.candidates}) == len(plan.candidates)
+    assert plan == plan_of(profile, net(forward=forward), seconds=seconds, fits=fits)
+    n_images = round(profile.n_training * (1 - 1 / plan.n_folds))
+    for candidate in plan.candidates:
+        if classifier := candidate.recipe.model.classifier:
+            n_rows = n_images * max(1, candidate.recipe.phases[0].views)
+            (bound,) = (fit.bound(n_rows) for fit in fits if fit.kind == classifier.kind)
+            assert bound <= 0.05 * seconds and n_rows <= 20_000
+            assert candidate.seconds >= plan.n_trained_folds * bound

@@ -218,6 +218,7 @@ def test_a_plan_takes_such_a_net_and_its_folder_is_that_of_its_name(
     for weights, backbone in ((Path(NAME), PINNED), (folder, "test_vit")):
         plan = dk.plan(dataset, dk.AutoOptions(seconds=600, weights=(weights,)), settings=settings).plan
         assert {candidate.recipe.model.backbone for candidate in plan.candidates} == {backbone}
+        assert any(candidate.recipe.model.classifier for candidate in plan.candidates)
     assert weights_identity(Path(NAME)) == NAME
     assert (
         weights_identity(folder)

@@ -1,16 +1,19 @@
 """From a data set's profile, the machine's speed and a time to a few recipes, each choice with its reason.
 
 The order of the race is fixed: a frozen net first, since it is never long; then whole nets, those given first; then
-their ensemble, which costs seconds. All train on the same folds of the images outside the test split, so that their
+classifiers on the frozen net's features, which cannot be ended at a deadline; then the ensemble of all, which costs
+seconds. All train on the same folds of the images outside the test split, so that their
 out-of-fold predictions can be compared image by image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dermkit.pipeline.auto_reasons import (
     PlanChoice,
     audit_choice,
+    classifiers_choice,
     first_choice,
     folds_choice,
     ids_choice,
@@ -18,22 +21,29 @@ from dermkit.pipeline.auto_reasons import (
     trained_choice,
 )
 from dermkit.pipeline.auto_recipes import (
+    LONGEST_FIT,
     SHORTEST_TRAINING,
     USABLE_FRACTION,
     WANTED_TRAINING,
     Candidate,
+    ClassifierDraft,
     MeasuredNet,
     RaceDrafts,
+    draft_classifiers,
     epochs_that_fit,
+    fastest_net,
     first_candidate,
     logit_adjustment,
     trained_recipe,
 )
 from dermkit.pipeline.dataset_profile import DatasetProfile
+from dermkit.pipeline.estimate_cost import FitTime
 
 _FOLDS = (5, 3, 2)
 _FIRST_PART = 0.2
 """Of the time, for the frozen net where a whole one fits."""
+_CLASSIFIERS_PART = 0.1
+"""Of the time, for classifiers where whole nets would take all of it: these then get some epochs less. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +80,12 @@ def make_plan(
     seconds: float,
     seed: int,
     elapsed: float = 0.0,
+    fits: Sequence[FitTime] = (),
 ) -> AutoPlan:
     """Return the recipes of a race that ends in `seconds`; at least one, however short the time.
 
-    nets: those that may be used, the preferred first. elapsed: seconds that are over already, spent on measuring.
+    nets: those that may be used, the preferred first. elapsed: seconds that are over already, spent on measuring. fits:
+    of classifiers on the features of the net that scores fastest; none take part without.
     """
     decoding = profile.n_training / images_decoded_per_second
     budget = USABLE_FRACTION * seconds - elapsed - decoding
@@ -82,18 +94,44 @@ def make_plan(
     trained, trained_choices = _trained_candidates(drafts, nets, budget - first.seconds)
     if not trained:  # then all the time is for it
         first = first_candidate(drafts, nets, budget, part=1.0)
+    draft = partial(draft_classifiers, drafts, first, fastest_net(nets), fits, longest=LONGEST_FIT * seconds)
+    classifiers = draft(budget=budget - first.seconds - _total_seconds(trained))
+    wanted = draft(budget=_CLASSIFIERS_PART * seconds)
+    if _total_seconds(wanted) > _total_seconds(classifiers):
+        shorter, shorter_choices = _trained_candidates(
+            drafts, nets, budget - first.seconds - _total_seconds(wanted)
+        )
+        if _are_as_many_and_long(drafts, shorter, trained):
+            trained, trained_choices, classifiers = shorter, shorter_choices, wanted
     choices = (
         folds_choice(drafts),
         imbalance_choice(profile, drafts.tau),
         first_choice(first, nets, budget),
         *trained_choices,
+        *classifiers_choice(classifiers),
         *ids_choice(profile),
         *audit_choice(profile),
     )
+    fitted = (draft.candidate for draft in classifiers if draft.candidate)
     return AutoPlan(
         seconds=seconds, decoding=decoding, n_folds=drafts.n_folds, n_trained_folds=drafts.n_trained_folds,
-        candidates=(first, *trained), choices=choices,
+        candidates=(first, *trained, *fitted), choices=choices,
     )  # fmt: skip
+
+
+def _total_seconds(candidates: Sequence[Candidate | ClassifierDraft]) -> float:
+    return sum(candidate.seconds for candidate in candidates)
+
+
+def _are_as_many_and_long(drafts: RaceDrafts, shorter: Sequence[Candidate], trained: Sequence[Candidate]) -> bool:
+    """Return whether the same whole nets are trained, each long enough, and there are some."""
+    names = [candidate.recipe.name for candidate in trained]
+    epochs = [candidate.recipe.phases[0].epochs for candidate in shorter]
+    return (
+        bool(names)
+        and [candidate.recipe.name for candidate in shorter] == names
+        and all(drafts.is_long(n_epochs, WANTED_TRAINING) for n_epochs in epochs)
+    )
 
 
 def _choose_folds(

@@ -5,16 +5,22 @@ from dataclasses import dataclass
 
 from dermkit.pipeline.auto_recipes import (
     BALANCED_UP_TO,
+    KIND_NAMES,
+    LONGEST_FIT,
     MOST_ADJUSTED,
     MOST_EPOCHS,
+    MOST_ROWS,
     SHORTEST_TRAINING,
     USABLE_FRACTION,
     Candidate,
+    ClassifierDraft,
     MeasuredNet,
     RaceDrafts,
+    fastest_net,
     trained_recipe,
 )
 from dermkit.pipeline.dataset_profile import DatasetProfile
+from dermkit.pipeline.estimate_cost import FIT_SAFETY
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def imbalance_choice(profile: DatasetProfile, tau: float) -> PlanChoice:
 
 def first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: float) -> PlanChoice:
     """Return why the race begins with this recipe. budget: seconds for all recipes."""
-    net = max(nets, key=lambda one: one.speed.forward)
+    net = fastest_net(nets)
     recipe = candidate.recipe
     if net.model.weights == "none":
         return PlanChoice(
@@ -115,6 +121,31 @@ def trained_choice(drafts: RaceDrafts, net: MeasuredNet, epochs: int, part: floa
         "all layers trained: on isic9, training images only, better than a frozen net (log/LOG.md)", evidence,
         "more time" if epochs < MOST_EPOCHS else f"nothing: no net gets more than {MOST_EPOCHS} epochs",
     )  # fmt: skip
+
+
+def classifiers_choice(classifiers: Sequence[ClassifierDraft]) -> list[PlanChoice]:
+    """Return which classifiers are fitted to the frozen net's features, and why not others; nothing where none was
+    measured.
+    """
+    if not classifiers:
+        return []
+    entered = [KIND_NAMES[draft.time.kind][1] for draft in classifiers if draft.candidate]
+    bounds = "; ".join(
+        f"{KIND_NAMES[draft.time.kind][1]} {draft.time.seconds:.2g} s for {draft.time.n_rows:,} vectors, "
+        f"counted with {draft.bound:,.2g} s for {draft.n_rows:,}"
+        for draft in classifiers
+    )
+    return [
+        PlanChoice(
+            "classifiers on frozen features", ", ".join(entered) or "none",
+            "features are computed already, so that a classifier on them costs its fit and the scoring; last of all, "
+            f"since a fit cannot be ended within: one that is counted with more than {LONGEST_FIT * 100:g} % of the "
+            "time, or with more than is left, does not take part",
+            f"measured on made features, extrapolated and times {FIT_SAFETY:g}: {bounds}",
+            "nothing: all take part" if len(entered) == len(classifiers)
+            else f"more time, or fewer images (at most {MOST_ROWS:,} feature vectors a fit)",
+        )
+    ]  # fmt: skip
 
 
 def ids_choice(profile: DatasetProfile) -> list[PlanChoice]:

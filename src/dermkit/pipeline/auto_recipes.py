@@ -1,4 +1,9 @@
-"""The recipes of a race, and the seconds that each takes on this machine."""
+"""The recipes of a race, and the seconds that each takes on this machine.
+
+A fit of scikit-learn cannot be ended within, so that a classifier on the frozen net's features takes part only where a
+bound of its time fits: `FitTime.bound`, from a fit of some hundred rows on this machine. It is trained after the whole
+nets, and only while its bound is left.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +13,8 @@ from pathlib import Path
 from dermkit.models.hub_names import is_hub_name, parse_hub_name
 from dermkit.models.views import VIEW_SETS
 from dermkit.pipeline.dataset_profile import DatasetProfile
-from dermkit.pipeline.estimate_cost import NetSpeed, estimate_seconds
+from dermkit.pipeline.estimate_cost import FitTime, NetSpeed, estimate_seconds
+from dermkit.recipes.frozen import CLASSIFIERS, ClassifierKind, classifier_phase
 from dermkit.recipes.schema import ModelSpec, Recipe, SplitSpec
 from dermkit.recipes.strong import STRONG_1H, STRONG_5MIN
 
@@ -35,6 +41,21 @@ MOST_ADJUSTED = 50.0
 """Images of the largest class for each of the smallest, beyond which logits are adjusted as for that. Chosen."""
 BALANCED_UP_TO = 1.5
 """Images of the largest class for each of the smallest, up to which classes count as equally frequent."""
+MOST_ROWS = 20_000
+"""Feature vectors of a fit; with 1,280 features these take half a gigabyte. Chosen."""
+LONGEST_FIT = 0.05
+"""Of the whole time, for one fit: one that takes twice its bound then overruns the time by no more than this."""
+
+KIND_NAMES: dict[ClassifierKind, tuple[str, str]] = {
+    "logistic": ("linear", "logistic regression"),
+    "svm": ("svm", "support vector machine"),
+    "k_nearest": ("knn", "nearest neighbours"),
+}
+"""Kind -> its part of a recipe's name, and its name; those that are likelier to pay come first.
+
+Gradient boosting is not among them: scikit-learn divides each weighted feature into bins first, which took half a
+minute for 1,280 features however few the images (measured).
+"""
 
 
 @dataclass(frozen=True)
@@ -87,11 +108,11 @@ class RaceDrafts:
         )
         return replace(base, name=name, model=model, split=split, optim=optim, seed=self.seed)
 
-    def seconds(self, recipe: Recipe, speed: NetSpeed) -> float:
-        """Return the seconds that a recipe takes on all folds."""
+    def seconds(self, recipe: Recipe, speed: NetSpeed, *, has_features: bool = False) -> float:
+        """Return the seconds that a recipe takes on all folds. has_features: those of its frozen net are cached."""
         return estimate_seconds(
             recipe, speed, n_images=self.profile.n_training, n_folds=self.n_folds,
-            n_trained_folds=self.n_trained_folds,
+            n_trained_folds=self.n_trained_folds, has_features=has_features,
         )  # fmt: skip
 
 
@@ -146,13 +167,18 @@ def logit_adjustment(profile: DatasetProfile) -> float:
     return round(min(1.0, math.log(MOST_ADJUSTED) / math.log(profile.imbalance)), 2)
 
 
+def fastest_net(nets: Sequence[MeasuredNet]) -> MeasuredNet:
+    """Return the net that scores fastest, whose features a frozen recipe takes."""
+    return max(nets, key=lambda net: net.speed.forward)
+
+
 def first_candidate(drafts: RaceDrafts, nets: Sequence[MeasuredNet], budget: float, *, part: float) -> Candidate:
     """Return the recipe that is always trained, with as many views of each image as a part of the time allows.
 
     Of the net that scores fastest; without pretrained weights, a small net of random weights, since a frozen one of
     these knows nothing.
     """
-    net = max(nets, key=lambda one: one.speed.forward)
+    net = fastest_net(nets)
     if net.model.weights == "none":
         epochs = max(SHORTEST_TRAINING.epochs, epochs_that_fit(drafts, net, budget))
         recipe = trained_recipe(drafts, net, epochs, budget)
@@ -164,3 +190,81 @@ def first_candidate(drafts: RaceDrafts, nets: Sequence[MeasuredNet], budget: flo
         if candidate.seconds <= part * budget:
             break
     return candidate
+
+
+# Classifiers of scikit-learn -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassifierDraft:
+    """A kind of classifier as it may take part. n_rows: feature vectors of one fold's fit; bound: its seconds.
+
+    candidate: None where it does not fit; the others are then those of the fewest views.
+    """
+
+    time: FitTime
+    n_rows: int
+    bound: float
+    candidate: Candidate | None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that it takes on all folds; 0 where it does not take part."""
+        return self.candidate.seconds if self.candidate else 0.0
+
+
+def draft_classifiers(
+    drafts: RaceDrafts, first: Candidate, net: MeasuredNet, fits: Sequence[FitTime], budget: float, longest: float
+) -> list[ClassifierDraft]:
+    """Return each kind that was measured, with the most views that fit; likelier ones first.
+
+    first: the race's recipe of the frozen net, whose features they share. budget: seconds for all of them. longest:
+    seconds for one fit.
+    """
+    if first.recipe.phases[0].train_backbone != "none":
+        return []
+    times = {fit.kind: fit for fit in fits}
+    classifiers: list[ClassifierDraft] = []
+    for kind in KIND_NAMES:
+        if kind in times:
+            classifiers.append(_draft(drafts, first, net, times[kind], budget, longest))
+            budget -= classifiers[-1].seconds
+    return classifiers
+
+
+def _draft(
+    drafts: RaceDrafts, first: Candidate, net: MeasuredNet, fit: FitTime, budget: float, longest: float
+) -> ClassifierDraft:
+    first_views = first.recipe.phases[0].views
+    n_images = round(drafts.profile.n_training - drafts.n_validation)
+    for views in dict.fromkeys((first_views, 0)):
+        n_rows = n_images * max(views, 1)
+        bound = fit.bound(n_rows)
+        recipe = _classifier_recipe(first.recipe, fit.kind, views)
+        # An image without augmentation was computed where it is validated: with one fold, some images alone.
+        has_features = views == first_views or drafts.n_trained_folds > 1
+        seconds = drafts.seconds(recipe, net.speed.frozen, has_features=has_features)
+        seconds += drafts.n_trained_folds * bound
+        if n_rows <= MOST_ROWS and bound <= longest and seconds <= budget:
+            return ClassifierDraft(fit, n_rows, bound, Candidate(recipe, first.weights_file, seconds))
+    return ClassifierDraft(fit, n_rows, bound, None)
+
+
+def _classifier_recipe(recipe: Recipe, kind: ClassifierKind, views: int) -> Recipe:
+    """Return the recipe of a frozen net with a classifier in place of its dense layers.
+
+    Class weights stand for adjusted logits: both make rare classes count as much as common ones.
+    """
+    part, words = KIND_NAMES[kind]
+    optim = replace(
+        recipe.optim, class_weights="balanced" if recipe.optim.logit_adjustment else "none", logit_adjustment=0.0,
+        weight_decay=0.0, warmup_epochs=0.0,
+    )  # fmt: skip
+    return replace(
+        recipe,
+        name=recipe.name.replace("frozen-", f"frozen-{part}-", 1),
+        about=f"A frozen net; {words} on its features.",
+        model=replace(recipe.model, classifier=CLASSIFIERS[kind], hidden=(), dropout=0.0),
+        optim=optim,
+        phases=(classifier_phase(views),),
+    )

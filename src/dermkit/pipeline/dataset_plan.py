@@ -11,14 +11,20 @@ from dermkit.models.hub import licence_sentence, resolve_hub_net
 from dermkit.models.hub_names import is_hub_name
 from dermkit.pipeline.auto_nets import input_size, nets_at_hand
 from dermkit.pipeline.auto_plan import AutoPlan, make_plan
-from dermkit.pipeline.auto_recipes import MeasuredNet
+from dermkit.pipeline.auto_recipes import KIND_NAMES, MeasuredNet, fastest_net
 from dermkit.pipeline.dataset_profile import DatasetProfile, profile_dataset
-from dermkit.pipeline.measure_speed import measure_decoding, measure_net
+from dermkit.pipeline.estimate_cost import FitTime
+from dermkit.pipeline.measure_speed import measure_decoding, measure_fits, measure_net
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, prepare_machine
 from dermkit.progress import Progress
 from dermkit.recipes.schema import recipe_to_dict
 from dermkit.recipes.strong import STRONG_1H
 from dermkit.reporting.auto_page import plan_lines
+
+_FEWEST_SECONDS_FOR_FITS = 120.0
+"""Of a race whose classifiers are measured, which takes some seconds. Chosen."""
+_MEASURING_PART = 0.02
+"""Of the time, after which no further kind of classifier is measured. Chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +87,25 @@ def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple
             MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))
         )
     decoded = measure_decoding(dataset, image)
+    fits = _measure_fits(profile, fastest_net(nets), options, machine)
     auto_plan = make_plan(
         profile, nets, images_decoded_per_second=decoded, seconds=options.seconds, seed=options.seed,
-        elapsed=time.monotonic() - start,
+        elapsed=time.monotonic() - start, fits=fits,
     )  # fmt: skip
     return profile, auto_plan
+
+
+def _measure_fits(
+    profile: DatasetProfile, net: MeasuredNet, options: AutoOptions, machine: Machine
+) -> tuple[FitTime, ...]:
+    """Return the times of classifiers; none for a net of random weights, and where the time is too short."""
+    if net.model.weights == "none" or options.seconds < _FEWEST_SECONDS_FOR_FITS:
+        return ()
+    machine.progress.say(f"measuring classifiers on {net.speed.n_features:,} features")
+    return measure_fits(
+        KIND_NAMES, net.speed.n_features, list(profile.class_counts.values()), seed=options.seed,
+        limit=_MEASURING_PART * options.seconds,
+    )  # fmt: skip
 
 
 def plan_json(plan: AutoPlan) -> dict[str, Any]:

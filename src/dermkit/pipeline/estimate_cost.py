@@ -1,14 +1,27 @@
 """How long a recipe takes on this machine, estimated from the speed of its own steps (`measure_speed`)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dermkit.models.views import VIEW_SETS
 from dermkit.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from dermkit.recipes.frozen import ClassifierKind
 
 _RUN_SECONDS = 4.0
 """Of a run whatever its size: building the net, charts, the model folder. 2 to 5 s on two cores (measured)."""
 _FEATURE_EPOCH_SPEED = 20_000.0
 """Images a second of a head on cached features, a lower bound: an epoch of 8,000 took 0.3 s on two cores (measured)."""
+
+FIT_EXPONENTS: "Mapping[ClassifierKind, float]" = {"logistic": 1.5, "svm": 2.0, "k_nearest": 2.0}
+"""Power of the training images that the seconds of a fit are taken to grow with. A step of logistic regression is
+linear and needs more steps the more the images weigh against its penalty; an SVM, of whose
+made rows each is a support vector already, and nearest neighbours compare pairs. Chosen; 1,600 real images of nine
+classes (isic9, MobileNetV2) took 3 and 9 times as long as 400 made rows, and are counted with 16 and 32 times."""
+FIT_SAFETY = 2.0
+"""What an extrapolated fit is multiplied by: real features may need more steps than made ones. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -16,28 +29,51 @@ class NetSpeed:
     """Images a second of one net on this machine. train: a whole training step. validate: the net alone, as an epoch is
     validated. forward: the net alone, as features are computed and images scored; float32 both.
 
-    precision: of `train`, the faster one where the machine has both.
+    precision: of `train`, the faster one where the machine has both. n_features: what its frozen backbone gives.
     """
 
     train: float
     validate: float
     forward: float
     precision: str
+    n_features: int = 0
 
     @property
     def frozen(self) -> "NetSpeed":
         """The speed of the same net frozen: a head learns from its features."""
-        return NetSpeed(_FEATURE_EPOCH_SPEED, self.forward, self.forward, "float32")
+        return NetSpeed(_FEATURE_EPOCH_SPEED, self.forward, self.forward, "float32", self.n_features)
+
+
+@dataclass(frozen=True)
+class FitTime:
+    """Seconds in which a classifier was fitted to some rows of made features on this machine, and scored them."""
+
+    kind: "ClassifierKind"
+    n_rows: int
+    seconds: float
+
+    def bound(self, n_rows: int) -> float:
+        """Return the seconds that a fit to so many rows is counted with: extrapolated by `FIT_EXPONENTS`, times
+        `FIT_SAFETY`; no fewer than those measured.
+        """
+        growth = max(1.0, n_rows / self.n_rows)
+        return FIT_SAFETY * self.seconds * float(growth ** FIT_EXPONENTS[self.kind])
 
 
 def estimate_seconds(
-    recipe: Recipe, speed: NetSpeed, *, n_images: int, n_folds: int, n_trained_folds: int | None = None
+    recipe: Recipe,
+    speed: NetSpeed,
+    *,
+    n_images: int,
+    n_folds: int,
+    n_trained_folds: int | None = None,
+    has_features: bool = False,
 ) -> float:
     """Return the seconds of training a recipe on each of `n_folds` folds of `n_images`, without decoding.
 
     n_trained_folds: how many of them are trained (None = all). Each fold trains on all other folds, is validated after
     each epoch, and is scored with the recipe's test views. Features of a frozen backbone are computed once for
-    all folds.
+    all folds. has_features: they are cached already. The fit of a classifier is not in it (`FitTime.bound`).
     """
     n_validation = n_images / n_folds
     n_train = n_images - n_validation
@@ -47,7 +83,8 @@ def estimate_seconds(
     epochs = 0.0
     for phase in recipe.phases:
         if phase.train_backbone == "none":
-            features = max(features, n_images * (max(phase.views, 1) + 1) / speed.forward)
+            n_views_of_features = 0 if has_features else max(phase.views, 1) + 1
+            features = max(features, n_images * n_views_of_features / speed.forward)
             epochs += phase.epochs * n_train / _FEATURE_EPOCH_SPEED
         else:
             n_forward = n_validation + min(recipe.optim.batch_norm_images, n_train)

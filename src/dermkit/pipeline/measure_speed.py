@@ -5,18 +5,22 @@ time, because the same machine was seen four times slower on another day.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dermkit.data.manifest import Dataset
+from dermkit.errors import DermkitError
 from dermkit.images.decode import open_image
 from dermkit.images.preprocess import Preprocessing, resize_pixels
-from dermkit.pipeline.estimate_cost import NetSpeed
-from dermkit.recipes.schema import ImageSpec, Recipe
+from dermkit.pipeline.estimate_cost import FitTime, NetSpeed
+from dermkit.recipes.frozen import CLASSIFIERS, ClassifierKind
+from dermkit.recipes.schema import ClassifierSpec, ImageSpec, Recipe
+from dermkit.recipes.strong import STRONG_5MIN
 from dermkit.recipes.training_specs import ComputeSpec
 
 if TYPE_CHECKING:
@@ -27,6 +31,10 @@ if TYPE_CHECKING:
 _SECONDS_PER_MEASUREMENT = 1.0
 _MIN_STEPS = 2
 _IMAGES_DECODED = 48
+_FIT_ROWS = 400
+_FEWEST_OF_CLASS = 3
+_FIT_SCORINGS = 3
+"""Times that the rows of a fit are scored: training images, and validation images with eight views."""
 
 
 def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, device: "torch.device") -> NetSpeed:
@@ -50,7 +58,7 @@ def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, devic
             for precision in precisions
         }
     fastest = max(speeds, key=lambda precision: speeds[precision])
-    return NetSpeed(speeds[fastest], validate, forward, fastest)
+    return NetSpeed(speeds[fastest], validate, forward, fastest, net.n_features)
 
 
 def _images_per_second(step: Callable[[], None], batch_size: int) -> float:
@@ -135,6 +143,66 @@ def _train_step(
         optimizer.step()
 
     return step
+
+
+def measure_fits(
+    kinds: Iterable[ClassifierKind], n_features: int, class_counts: Sequence[int], *, seed: int, limit: float
+) -> tuple[FitTime, ...]:
+    """Return the time of each kind of classifier on made features, in classes of a data set's proportions.
+
+    No image is read. Labels are drawn, so that classes overlap as much as they can, and features go together as those
+    of nets do: both make a fit slower. A kind whose fit fails here is left out, and so are all that are not begun when
+    `limit` seconds are over, as on a busy machine.
+    """
+    features, labels = _made_features(n_features, np.array([count for count in class_counts if count]), seed)
+    times: list[FitTime] = []
+    start = time.monotonic()
+    for kind in kinds:
+        if times and time.monotonic() - start > limit:
+            break
+        try:
+            seconds = _fit_seconds(CLASSIFIERS[kind], features, labels, seed)
+        except DermkitError:  # another version of scikit-learn, whose classifier cannot be exported
+            continue
+        times.append(FitTime(kind, len(labels), seconds))
+    return tuple(times)
+
+
+def _made_features(
+    n_features: int, class_counts: NDArray[np.int64], seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return features whose variances along their axes fall as 1 / rank, and labels in these proportions."""
+    rng = np.random.default_rng(seed)
+    n_rows = min(_FIT_ROWS, int(class_counts.sum()))
+    counts = np.maximum(_FEWEST_OF_CLASS, np.round(n_rows * class_counts / class_counts.sum()).astype(np.int64))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    rank = np.arange(1, n_features + 1)
+    latent = rng.normal(size=(len(labels), n_features)) / np.sqrt(rank)
+    features = latent @ rng.normal(size=(n_features, n_features))
+    return features.astype(np.float32), labels.astype(np.int64)
+
+
+def _fit_seconds(
+    spec: ClassifierSpec, features: NDArray[np.float32], labels: NDArray[np.int64], seed: int
+) -> float:
+    """Return the seconds of a fit, and of scoring its rows some times."""
+    import torch
+
+    from dermkit.models.heads import ClassifierHead, build_head
+    from dermkit.training.classifiers import ClassifierFit, TrainingFeatures, fit_classifier
+
+    n_classes, rows = int(labels.max()) + 1, np.arange(len(labels))
+    head = build_head(features.shape[1], replace(STRONG_5MIN.model, classifier=spec), n_classes).eval()
+    if not isinstance(head, ClassifierHead):
+        raise TypeError(f"{spec.kind}: not the head of a classifier")
+    data = TrainingFeatures(features, labels, groups=rows, views=np.ones_like(rows))
+    optim = replace(STRONG_5MIN.optim, class_weights="balanced")
+    start = time.perf_counter()
+    fit_classifier(head, data, ClassifierFit(spec, optim, None, n_classes, seed))
+    with torch.inference_mode():
+        for _ in range(_FIT_SCORINGS):
+            head(torch.from_numpy(features))
+    return time.perf_counter() - start
 
 
 def measure_decoding(dataset: Dataset, image: ImageSpec) -> float:

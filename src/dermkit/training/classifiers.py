@@ -51,6 +51,10 @@ _N_EXPORT_CHECKS = 500
 
 _SVM_CACHE_MB = 500
 
+_MOST_ROWS_ON_ONE_THREAD = 20_000
+"""Training samples up to which a fit's linear algebra runs on one thread. Its steps are so short that threads wait for
+each other: on two busy cores 400 rows of 1,280 features took minutes in place of a second."""
+
 _Floats = NDArray[np.float64]
 _Labels = NDArray[np.int64]
 _Tensors = dict[str, NDArray[Any]]
@@ -95,10 +99,12 @@ def fit_classifier(head: ClassifierHead, data: TrainingFeatures, fit: Classifier
     """
     mean, scale = _standardisation(data.features, fit.spec)
     samples = _samples(data, fit, mean, scale, np.arange(len(data.labels)))
-    if fit.spec.kind == "svm":
-        tensors, expected, notes = _fit_svm(samples, data, fit, mean, scale)
-    else:
-        tensors, expected, notes = _FITS[fit.spec.kind](samples, fit)
+    n_threads = 1 if len(samples.labels) <= _MOST_ROWS_ON_ONE_THREAD else None  # None: as many as there are
+    with threadpool_limits(n_threads, user_api="blas"):
+        if fit.spec.kind == "svm":
+            tensors, expected, notes = _fit_svm(samples, data, fit, mean, scale)
+        else:
+            tensors, expected, notes = _FITS[fit.spec.kind](samples, fit)
     is_absent = np.bincount(data.labels, minlength=fit.n_classes) == 0
     tensors |= {"mean": mean, "scale": scale, "is_absent": is_absent}
     state = {
