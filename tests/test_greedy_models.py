@@ -66,7 +66,6 @@ def test_a_card_that_asks_for_more_than_its_weights_is_refused_at_once(
         return build_net(*args, **kwargs)
 
     monkeypatch.setattr("dermkit.models.net_fit.build_net", build)
-    monkeypatch.setattr("dermkit.prediction.predictor.build_net", build)
     rewrite(model, *GREEDY[case])
     start = time.process_time()
     with pytest.raises(UntrustedError):

@@ -196,6 +196,28 @@ def test_without_a_table_all_is_unknown_and_that_is_said(run: Path, photos: Path
     assert (used[["age", "sex", "site"]] == "").all(axis=None) and len(used) == 6
 
 
+def test_images_in_memory_take_the_row_of_their_position(run: Path, photos: Path) -> None:
+    files = sorted(photos.iterdir())[:3]
+    lines: list[str] = []
+    model = dk.load_model(run, progress=dk.Progress(say=lines.append))
+    table = pd.DataFrame({"image": [2, 0], "age": [40, 70], "sex": ["M", "F"], "site": ["back", "face"]})
+    named = table.assign(image=[files[2].name, files[0].name])
+    arrays = [np.array(Image.open(file).convert("RGB")) for file in files]
+    expected = columns_of(model.predict(files, metadata=named))
+    np.testing.assert_array_equal(columns_of(model.predict(arrays, metadata=table)), expected)
+    found = model.predict_images([arrays[0], files[1], arrays[2]], metadata=table)
+    np.testing.assert_array_equal(columns_of(model.to_frame(found)), expected)
+    assert sum("metadata has a row for 2 of 3 images" in line for line in lines) == 3
+    unknown = columns_of(model.predict(arrays))
+    assert np.abs(unknown - expected).max() > 0.01
+    lines.clear()
+    np.testing.assert_array_equal(columns_of(model.to_frame(model.predict_images(iter(arrays)))), unknown)
+    (said,) = lines
+    assert said.startswith("warning: this model takes age, sex, site beside the image: all images are scored")
+    with pytest.raises(UsageError, match="given for an iterator"):
+        model.predict_images(iter(arrays), metadata=table)
+
+
 def test_a_model_without_metadata_takes_no_table(
     trained: Path, photos: Path, tmp_path: Path, invoke: Invoke
 ) -> None:

@@ -514,7 +514,7 @@ def test_what_is_finished_is_not_scored_again(
         looked.append(name)
         return real(path, name, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dermkit.prediction.predictor.decode_image", counting)
+    monkeypatch.setattr("dermkit.prediction.pixels.decode_image", counting)
     predict(trained, [str(forty)], out=tmp_path, batch_size=4)
     assert len(looked) == 40 - finished
 

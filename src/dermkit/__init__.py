@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dermkit.pipeline.results import CompareOutcome, compare, evaluate, report
     from dermkit.pipeline.train import train
     from dermkit.pipeline.tune import tune
+    from dermkit.prediction.image_prediction import ImageDecisions, ImagePrediction
     from dermkit.prediction.output import PredictOutcome
     from dermkit.prediction.predictor import Predictor, load_model
     from dermkit.prediction.run import predict
@@ -78,6 +79,7 @@ _NAMES = {
     "pipeline.results": "CompareOutcome compare evaluate report",
     "pipeline.train": "train",
     "pipeline.tune": "tune",
+    "prediction.image_prediction": "ImageDecisions ImagePrediction",
     "prediction.output": "PredictOutcome",
     "prediction.predictor": "Predictor load_model",
     "prediction.run": "predict",
@@ -97,8 +99,9 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 __all__ = [
     "RECIPES", "AuditOutcome", "AugmentSpec", "AutoOptions", "CompareOutcome", "Comparison",
     "CounterfactualOutcome", "Dataset", "DatasetPlan", "EvaluationOptions", "ExplainOutcome", "ExportOutcome",
-    "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase", "PredictOutcome", "Predictor",
-    "Preprocessing", "Progress", "RateSearch", "Recipe", "RunSettings", "Seal", "Split", "SplitSpec", "Tile",
+    "ImageDecisions", "ImagePrediction", "ImportOptions", "ImportOutcome", "LesionClass", "LesionImage", "Phase",
+    "PredictOutcome", "Predictor", "Preprocessing", "Progress", "RateSearch", "Recipe", "RunSettings", "Seal", "Split",
+    "SplitSpec", "Tile",
     "audit_codes", "audit_dataset", "augment_image", "check_external", "compare", "compare_runs", "contact_sheet",
     "counterfactuals", "evaluate", "explain", "export_model", "find_grid", "find_lr", "find_preset", "find_recipe",
     "find_split_seal", "full_phase", "head_phase", "import_dataset", "ladder", "load_dataset", "load_model",

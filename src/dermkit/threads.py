@@ -69,6 +69,32 @@ def worker_pool(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
+class SharedSetting:
+    """A number of the whole process that several threads change at once, restored when the last of them is done.
+
+    If each restored it for itself, one would do so in the middle of another's work, and the last one what a third set.
+    """
+
+    def __init__(self, read: Callable[[], int], write: Callable[[int], None]) -> None:
+        self._read, self._write, self._lock = read, write, threading.Lock()
+        self._n_users, self._first_value = 0, 0
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Let the block change the number; afterwards it is what it was before the first such block began."""
+        with self._lock:
+            if self._n_users == 0:
+                self._first_value = self._read()
+            self._n_users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_users -= 1
+                if self._n_users == 0:
+                    self._write(self._first_value)
+
+
 def _threads_of(pool: ThreadPoolExecutor) -> list[threading.Thread]:
     """Return a pool's threads, which it names under a private name alone."""
     return list(getattr(pool, "_threads", ()))

@@ -70,10 +70,10 @@ def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
     except HeaderRejected as rejection:
         raise ImageRejected(name, rejection.reason, rejection.detail) from None
     except Exception as error:  # decoders raise anything: SyntaxError, TypeError, struct.error
-        if _is_out_of_memory(error):
+        if memory_ran_out(error):
             raise out_of_memory(name) from error
-        raise ImageRejected(name, _rejection_reason(error), _error_summary(error)) from error
-    return LesionImage(pixels, notes, header.format, _pixel_sha256(pixels), hashlib.sha256(data).hexdigest())
+        raise ImageRejected(name, rejection_reason(error), error_summary(error)) from error
+    return LesionImage(pixels, notes, header.format, pixel_sha256_of(pixels), hashlib.sha256(data).hexdigest())
 
 
 def read_image_file(path: Path) -> bytes:
@@ -85,10 +85,10 @@ def read_image_file(path: Path) -> bytes:
         raise HeaderRejected(RejectionReason.MISSING, "no such file") from None
     except OSError as error:
         check_fault_of_path(error, path)
-        detail = "not a file" if NOT_REGULAR in str(error) else _error_summary(error)
+        detail = "not a file" if NOT_REGULAR in str(error) else error_summary(error)
         raise HeaderRejected(RejectionReason.UNREADABLE, detail) from None
     except ValueError as error:  # a NUL in the name
-        raise HeaderRejected(RejectionReason.UNREADABLE, _error_summary(error)) from None
+        raise HeaderRejected(RejectionReason.UNREADABLE, error_summary(error)) from None
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -99,7 +99,7 @@ def _decode_pixels(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
     try:
         return _decode_once(header)
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not memory_ran_out(error):
             raise
     with _ONE_AT_A_TIME:
         return _decode_once(header)
@@ -110,12 +110,12 @@ def _decode_once(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
     return np.array(image), notes
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def memory_ran_out(error: Exception) -> bool:
     """Tell memory from a broken file: Pillow's decoders report it as an `OSError` of these words."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and "out of memory" in str(error).lower())
 
 
-def _rejection_reason(error: Exception) -> RejectionReason:
+def rejection_reason(error: Exception) -> RejectionReason:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return RejectionReason.TOO_LARGE
     if isinstance(error, EOFError) or (isinstance(error, OSError) and "truncated" in str(error).lower()):
@@ -123,13 +123,13 @@ def _rejection_reason(error: Exception) -> RejectionReason:
     return RejectionReason.BROKEN
 
 
-def _error_summary(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def _pixel_sha256(pixels: RgbPixels) -> str:
+def pixel_sha256_of(pixels: RgbPixels) -> str:
     digest = hashlib.sha256(struct.pack("<II", pixels.shape[1], pixels.shape[0]))
     digest.update(pixels.data)
     return digest.hexdigest()
@@ -181,6 +181,17 @@ def _decode(header: ImageHeader) -> tuple[Image.Image, tuple[str, ...]]:
     notes = list(header.notes)
     if header.format == "JPEG" and not any(note.startswith(DAMAGE_PREFIX) for note in notes):
         notes += pixel_damage(raw_image, header.data)
+    return upright_srgb(raw_image, header, notes)
+
+
+def upright_srgb(
+    raw_image: Image.Image, header: ImageHeader, notes: list[str]
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return a loaded image as upright 8-bit sRGB without alpha, and the notes with those of each conversion.
+
+    raw_image: may lose its transparent colour. header: its bits, orientation and meaning of grey. Raises
+    `HeaderRejected` for pixels without a defined meaning.
+    """
     profile = raw_image.info.get("icc_profile")
     alpha = _opacity(raw_image, header)
     colour, note = _to_srgb(_to_8_bit(raw_image, header, notes), profile)
@@ -284,9 +295,9 @@ def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
             return image.convert("RGB"), ""
         return transform.apply(image), "ICC profile converted to sRGB"
     except Exception as error:  # lcms fails in many ways; the image is used all the same
-        if _is_out_of_memory(error):
+        if memory_ran_out(error):
             raise
-        return image.convert("RGB"), f"ICC profile ignored: broken ({_error_summary(error)})"
+        return image.convert("RGB"), f"ICC profile ignored: broken ({error_summary(error)})"
 
 
 @lru_cache(maxsize=16)

@@ -72,7 +72,7 @@ def _read_jpeg(data: bytes) -> ImageHeader:
         if marker == _SOS:
             scan_data = _jpeg_scans(data, start - 2)
             check_size(*size)
-            orientation, exif_notes = _read_orientation(exif)
+            orientation, exif_notes = read_orientation(exif)
             decoder_data, notes = b"".join(pixel_segments) + scan_data, notes + exif_notes
             notes += scan_damage(data, start - 2, {mark[0] for mark in pixel_segments[2::3]})
             return ImageHeader("JPEG", *size, decoder_data, orientation=orientation, bits=bits, notes=notes)
@@ -140,7 +140,7 @@ def _read_png(data: bytes) -> ImageHeader:
                 raise HeaderRejected(RejectionReason.BROKEN, f"checksum of chunk {chunk_type.decode('ascii')}")
             pixel_chunks.append(view[position:chunk_end])
         if chunk_type == b"IEND":
-            orientation, notes = _read_orientation(exif)
+            orientation, notes = read_orientation(exif)
             return ImageHeader(
                 "PNG", width, height, b"".join(pixel_chunks), orientation=orientation, bits=bits, notes=notes
             )
@@ -171,7 +171,7 @@ def _read_webp(data: bytes) -> ImageHeader:
         raise HeaderRejected(RejectionReason.TRUNCATED, "ends inside a chunk")
     if size == (0, 0):
         raise HeaderRejected(RejectionReason.BROKEN, "no picture inside")
-    orientation, notes = _read_orientation(exif)
+    orientation, notes = read_orientation(exif)
     return ImageHeader("WEBP", *size, data, orientation=orientation, notes=notes)
 
 
@@ -363,7 +363,7 @@ def _strip_metadata(directory: _TiffDirectory) -> bytes:
     return directory.data[: directory.offset] + block + directory.data[directory.offset + len(block) :]
 
 
-def _read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
+def read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
     """Return the orientation (1 to 8) of an EXIF block, 1 if it has none, and notes. A broken block is no error."""
     if not block:
         return 1, ()

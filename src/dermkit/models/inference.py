@@ -7,7 +7,7 @@ float32 (N, 3, S, S) in channels_last order; logits and features float32 (N, K) 
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from dermkit.models.members import MemberFields, distinct_resizings, mean_probab
 from dermkit.models.precision import is_out_of_memory
 from dermkit.models.view_pixels import check_pixels, view_of
 from dermkit.models.views import IDENTITY_VIEW
-from dermkit.threads import ordered_map
+from dermkit.threads import SharedSetting, ordered_map
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net
@@ -45,6 +45,7 @@ Metadata = NDArray[np.float32] | None
 Features = NDArray[np.float32] | None
 """Pooled features (N, C) of a batch; None of a net that is not a backbone with a head."""
 
+_TORCH_THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
 
@@ -87,17 +88,8 @@ def parallel_batches(
         torch.set_num_threads(1)  # acts on this thread and on threads that start later
         return compute(batch)
 
-    with _restored_thread_count():
+    with _TORCH_THREADS.restored():
         yield from ordered_map(compute_single_threaded, batches, n_threads=max(1, workers))
-
-
-@contextmanager
-def _restored_thread_count() -> Iterator[None]:
-    n_threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 class InferenceEngine:
@@ -125,7 +117,7 @@ class InferenceEngine:
         self._preprocessing, self._tables = preprocessing, _normalisation_tables(preprocessing)
         self._net = net
         size = preprocessing.size
-        with _restored_thread_count(), exact_float32(self.device):
+        with _TORCH_THREADS.restored(), exact_float32(self.device):
             torch.set_num_threads(1)  # sums round by the number of threads, and fused or not must not depend on it
             probes = self._inputs(probe_images(size))
             with torch.inference_mode():
@@ -344,7 +336,7 @@ def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Mod
     `FUSED_NET` where fusion leaves its outputs within `_FUSION_TOLERANCE`, else `UNFUSED_NET` and the net itself.
     """
     device = next(net.parameters()).device
-    with _restored_thread_count(), exact_float32(device):
+    with _TORCH_THREADS.restored(), exact_float32(device):
         torch.set_num_threads(1)
         probes = normalise_by_table(probe_images(preprocessing.size), _normalisation_tables(preprocessing)).to(
             device

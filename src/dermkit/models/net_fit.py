@@ -1,14 +1,20 @@
-"""Whether saved tensors are those of a net that a model folder describes, before anything of its size is allocated."""
+"""Whether saved tensors are those of a net that a model folder describes, before anything of its size is allocated; the
+net with these tensors.
+"""
 
+import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dermkit.errors import UntrustedError, first_of
+from dermkit.errors import UntrustedError, UsageError, first_of
 from dermkit.models.heads import take_shapes
+from dermkit.models.members import MemberFields
 from dermkit.models.net import Net, build_net
+from dermkit.models.precision import non_finite_tensors
 from dermkit.models.size_limit import TooLargeError, check_arguments, size_limit
 from dermkit.models.weights import resolve_weights
 from dermkit.recipes.schema import ModelSpec
@@ -78,3 +84,31 @@ def _misfit_error(spec: ModelSpec, problem: str) -> UntrustedError:
         outcome="nothing was built",
         remedy="copy the model folder anew",
     )
+
+
+def rebuild_net(
+    folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor], member: MemberFields
+) -> Net:
+    """Return the net of a model folder with its weights, ready to score; raises `UntrustedError` where they do not fit.
+
+    state: the tensors of its file. member: what the folder says of this net.
+    """
+    unloaded_spec = dataclasses.replace(spec, weights="none")
+    n_metadata = 0 if member.metadata is None else member.metadata.width
+    try:
+        check_fits(unloaded_spec, n_classes, state, image_size=member.preprocessing.size, n_metadata=n_metadata)
+        weights = resolve_weights(unloaded_spec, None)
+        net = build_net(unloaded_spec, n_classes, weights=weights, seed=0, n_metadata=n_metadata)
+        net.load_state_dict(state, strict=True)
+    except (RuntimeError, UsageError) as error:
+        raise UntrustedError(
+            f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"
+        ) from error
+    if names := non_finite_tensors(net):
+        raise UntrustedError(
+            f"{folder}: {len(names)} tensors hold numbers that are not finite (nan or inf): {', '.join(names[:5])}",
+            outcome="nothing was predicted",
+            remedy="train the model again, or copy it anew",
+        )
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.eval().requires_grad_(False)

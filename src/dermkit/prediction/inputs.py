@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from dermkit.errors import UsageError
 from dermkit.images.recognise import is_ignored, is_image
+
+_Image = TypeVar("_Image")
 
 
 class ImageRef(NamedTuple):
@@ -96,8 +98,8 @@ def utf8_safe(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def image_batches(images: Iterable[tuple[str, Path]], size: int) -> Iterator[tuple[int, list[tuple[str, Path]]]]:
-    """Yield (position of its first image, images) of each batch; images: (name, path)."""
+def image_batches(images: Iterable[_Image], size: int) -> Iterator[tuple[int, list[_Image]]]:
+    """Yield (position of its first image, images) of each batch."""
     iterator = iter(images)
     start = 0
     while batch := list(islice(iterator, size)):

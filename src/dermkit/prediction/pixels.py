@@ -6,7 +6,7 @@ Stored pixels are pictures of people's skin: they are written only where a calle
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dermkit.data.cache.pixels import geometry, store_name
 from dermkit.data.cache.store import Store
 from dermkit.errors import ImageRejected
-from dermkit.files import canonical_json
+from dermkit.files import canonical_json, file_stat
 from dermkit.images.decode import open_image, read_image_file
 from dermkit.images.image_header import HeaderRejected
 from dermkit.images.preprocess import Preprocessing, resize_pixels
@@ -42,6 +42,10 @@ class DecodedImage:
     pixel_sha256: str
     notes: tuple[str, ...]
     key: bytes = b""
+
+
+ImageSource = Path | DecodedImage | ImageRejected
+"""An image to score: a file that is still to be opened, one that is decoded already, or why it was refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +84,56 @@ def score_frame(
     return pd.concat([frame, pd.DataFrame(p, columns=[f"p_{name}" for name in class_names])], axis=1).assign(
         refused=refusals
     )
+
+
+@dataclass(frozen=True, eq=False)
+class BatchImage:
+    """An image of a batch: its name, what its source gave, and "size:mtime_ns" of its file, "" for none."""
+
+    name: str
+    content: DecodedImage | ImageRejected
+    file_stat: str
+
+    def with_score(self, scored: Iterator[tuple[NDArray[np.float64], tuple[float, float] | None]]) -> ImageScore:
+        """Return the image's score: the next (probabilities, distance) of `scored`, or none where it was refused."""
+        image = self.content
+        if isinstance(image, ImageRejected):
+            return ImageScore(self.name, None, None, None, "", (), image, self.file_stat)
+        return ImageScore(
+            self.name, *next(scored), image.thumbnail, image.pixel_sha256, image.notes, None, self.file_stat
+        )
+
+
+def decode_batch(
+    images: Sequence[tuple[str, ImageSource]],
+    resizings: Sequence[Preprocessing],
+    *,
+    n_thumbnails: int,
+    pixel_store: "PixelStore | None",
+) -> tuple[list[BatchImage], list[DecodedImage]]:
+    """Return the images of a batch, and those that the pixel store does not hold yet.
+
+    n_thumbnails: number of first images that get a thumbnail. pixel_store: where files are looked up, None = nowhere.
+    """
+    stats = [file_stat(source) if isinstance(source, Path) else "" for _, source in images]
+    paths = [source for _, source in images if isinstance(source, Path)]
+    stored = pixel_store.find(paths) if pixel_store else [None] * len(images)
+    geometry_hash = pixel_store.geometry_hash if pixel_store else b""
+    contents = [
+        image or decode_image(
+            source, name, resizings, with_thumbnail=index < n_thumbnails, geometry_hash=geometry_hash
+        ) if isinstance(source, Path) else source
+        for index, (image, (name, source)) in enumerate(zip(stored, images, strict=True))
+    ]  # fmt: skip
+    new_images = [
+        image
+        for image, stored_image in zip(contents, stored, strict=True)
+        if stored_image is None and isinstance(image, DecodedImage)
+    ]
+    batch = [
+        BatchImage(name, content, stat) for (name, _), content, stat in zip(images, contents, stats, strict=True)
+    ]
+    return batch, new_images if pixel_store else []
 
 
 def decode_image(

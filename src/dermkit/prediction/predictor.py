@@ -6,36 +6,34 @@ byte is verified before use, and nothing is unpickled.
 Shapes: N images, K classes, `size` pixels a side.
 """
 
-import dataclasses
 import json
+import os
+import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
+from torch.utils.data import get_worker_info
 
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError, UsageError
-from dermkit.files import (
-    file_stat,
-    sha256_bytes,
-)
+from dermkit.files import sha256_bytes
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy
-from dermkit.models.card import (
-    MODEL_JSON,
-    TRAINING_IMAGES_FILE,
-)
+from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
 from dermkit.models.card_fields import read_broken_guarantees, read_card_classes, read_card_policy
 from dermkit.models.checksums import CHECKSUM_FILE, read_verified
 from dermkit.models.engines.scoring import SessionEngine
@@ -58,18 +56,18 @@ from dermkit.models.members import (
     read_members,
     rows_for_members,
 )
-from dermkit.models.net import Net, build_net
-from dermkit.models.net_fit import check_fits
-from dermkit.models.precision import non_finite_tensors
+from dermkit.models.net import Net
+from dermkit.models.net_fit import rebuild_net
 from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import parse_training_features
 from dermkit.models.training_images import parse_training_images, read_training_images
-from dermkit.models.weights import resolve_weights
-from dermkit.prediction.decisions import select_policy
-from dermkit.prediction.inputs import find_images, image_batches
+from dermkit.prediction import image_forms
+from dermkit.prediction.decisions import broken_sentences, select_policy
+from dermkit.prediction.image_prediction import ImagePrediction, describe_scores, prediction_frame
+from dermkit.prediction.inputs import ImageRef, find_images, image_batches
 from dermkit.prediction.metadata_table import find_metadata, metadata_lines
 from dermkit.prediction.out_of_distribution import Distances, OutlierTest, join_distances, pairs_of
-from dermkit.prediction.pixels import DecodedImage, ImageScore, PixelStore, decode_image, score_frame
+from dermkit.prediction.pixels import DecodedImage, ImageScore, ImageSource, PixelStore, decode_batch, score_frame
 from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec
 from dermkit.runs.layout import MODEL_FOLDER
@@ -80,13 +78,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "load_model", "read_training_images"]
 
-
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+_ENGINE_LOCK = threading.Lock()
+
+ImageForm: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
+"""An image: a path, a Pillow image, an array (H, W, 3) or (H, W) uint8, or a tensor of these shapes or (3, H, W)."""
 
 
 @dataclass(frozen=True)
 class Predictor:
     """A verified model, ready to score images.
+
+    Threads may share it. It is pickled as the path of its folder, and loaded and verified again elsewhere.
 
     nets: one, or several whose weighted mean is the model. members: of each net, how an image becomes its input and its
     output a part of the mean. progress: told when a device's memory is too small for a batch. policy: the decision
@@ -140,15 +143,28 @@ class Predictor:
             )
         return self.members[0].preprocessing
 
-    @cached_property
+    @property
     def engine(self) -> NetEngine | EnsembleEngine:
         """Return the net prepared for fast float32 inference; made at first use, which runs it on test pictures."""
+        if (engine := vars(self).get("_engine")) is not None:
+            return engine  # type: ignore[no-any-return]
+        with _ENGINE_LOCK:  # two threads would prepare it twice, and on a GPU not take turns
+            return self._engine
+
+    @cached_property
+    def _engine(self) -> NetEngine | EnsembleEngine:
         engines: list[NetEngine] = list(self.session_engines) or [
             InferenceEngine(net, member.preprocessing, self.progress.say, views=member.views)
             for net, member in zip(self.nets, self.members, strict=True)
         ]
         is_plain = len(engines) == 1 and self.members[0].calibration is None
         return engines[0] if is_plain else EnsembleEngine(engines, self.members)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.session_engines:
+            raise UsageError(f"{self.folder}: on another engine than torch it cannot be sent to a process")
+        device = next(self.nets[0].parameters()).device.type
+        return _load_again, (self.folder.absolute(), device, self.sha256)
 
     @property
     def batch_size(self) -> int:
@@ -202,18 +218,72 @@ class Predictor:
             self.policy, self.classes, target=target, coverage=coverage, broken=self.broken_guarantees
         )
 
-    def predict(self, images: Sequence[str | Path], metadata: Path | pd.DataFrame | None = None) -> pd.DataFrame:
-        """Score image files, folders or patterns: a row for each with `image_id`, `path`, `predicted` and `p_<class>`.
+    def predict(
+        self, images: ImageForm | Iterable[ImageForm], metadata: Path | pd.DataFrame | None = None
+    ) -> pd.DataFrame:
+        """Score images: a row for each with `image_id`, `path`, `predicted` and `p_<class>`.
 
-        metadata: as in `dk.predict`. Column `refused` says why an image was not scored; its probabilities are nan then.
+        images: one or many in any form; where all are paths these may be folders and patterns too, and a file that is
+        named twice has one row. metadata: as in `dk.predict`. Column `refused` says why an image was not scored; its
+        probabilities are nan then.
         """
-        refs = find_images([str(image) for image in images])
+        paths, others = image_forms.divide_paths(image_forms.iterate_images(images))
+        if others is not None:
+            pairs = list(self._score_forms(others, metadata))
+            return score_frame([ref for ref, _ in pairs], [score for _, score in pairs], self.class_names)
+        refs = find_images(paths)
         known = find_metadata(metadata, refs, self.members, self.folder)
         for line in metadata_lines(known, self.members) if known else ():
             self.progress.say(line)
         table = None if known is None else known.table
         scores = self.score_files(((ref.name, Path(ref.path)) for ref in refs), metadata=table)
         return score_frame(refs, list(scores), self.class_names)
+
+    def predict_images(
+        self,
+        images: ImageForm | Iterable[ImageForm],
+        metadata: Path | pd.DataFrame | None = None,
+        *,
+        target: str | None = None,
+        coverage: float | None = None,
+        batch_size: int | None = None,
+        workers: int = 0,
+    ) -> Generator[ImagePrediction, None, None]:
+        """Yield a prediction for each image, in order and in bounded memory, refused ones too (docs/predict.md).
+
+        images: one, a list of them, or an iterator. metadata: as in `predict`; of a list only. target, coverage: as in
+        `dk.predict`. workers: threads, 0 = all cores, and one in a worker of a DataLoader. Raises `UsageError` for what
+        is no image in any form, a wrong target or coverage, and metadata that the model does not take.
+        """
+        policy = self.select_policy(target=target, coverage=coverage)
+        for sentence in broken_sentences(policy) if policy else ():
+            self.progress.say(f"warning: {sentence}")
+        pairs = self._score_forms(
+            image_forms.iterate_images(images), metadata, batch_size=batch_size, workers=workers
+        )
+        return describe_scores(pairs, self.classes, policy, self.training_images)
+
+    def to_frame(self, predictions: Iterable[ImagePrediction]) -> pd.DataFrame:
+        """Return predictions of this model as a table: the columns of predictions.csv, and `refused`."""
+        return prediction_frame(predictions, self.class_names)
+
+    def _score_forms(
+        self, images: Iterable[Any], metadata: Path | pd.DataFrame | None,
+        *, batch_size: int | None = None, workers: int = 0,
+    ) -> Generator[tuple[ImageRef, ImageScore], None, None]:  # fmt: skip
+        """Return the name and score of each image as they come; metadata are checked at once."""
+        table, lines = image_forms.metadata_of_images(metadata, images, self.members, self.folder)
+        for line in lines:
+            self.progress.say(line)
+        refs: deque[ImageRef] = deque()
+
+        def sources() -> Generator[tuple[str, ImageSource], None, None]:
+            for ref, source in image_forms.image_sources(image_forms.stream_names(images), self.resizings):
+                refs.append(ref)
+                yield source
+
+        scores = self.score_files(sources(), batch_size=batch_size, workers=workers, metadata=table)
+        return ((refs.popleft(), score) for score in scores)
 
     def score_pixels(
         self,
@@ -274,7 +344,7 @@ class Predictor:
 
     def score_files(
         self,
-        images: Iterable[tuple[str, Path]],
+        images: Iterable[tuple[str, ImageSource]],
         *,
         batch_size: int | None = None,
         workers: int = 0,
@@ -284,16 +354,17 @@ class Predictor:
     ) -> Generator[ImageScore, None, None]:
         """Score files, given as (name, path), in order and in bounded memory; a refused one has no probabilities.
 
-        workers: threads, 0 = all cores; each reads, decodes and scores a batch of its own, so that none waits for
-        another. n_thumbnails: number of first images that get a thumbnail. pixel_store: where resized pixels are
-        looked up and added. metadata: as in `probabilities`, a row for each of `images`.
+        In place of a path may stand a decoded image, or why it was refused. workers: threads, 0 = all cores, or one in
+        a worker of a DataLoader; each reads, decodes and scores a batch of its own, so that none waits for another.
+        n_thumbnails: number of first images that get a thumbnail. pixel_store: where resized pixels are looked up and
+        added, where all images are files. metadata: as in `probabilities`, a row for each image.
         """
         size = batch_size or self.batch_size
         encoded = encode_for_members(self.members, metadata)
         score_batch = partial(
             self._score_batch, encoded=encoded, n_thumbnails=n_thumbnails, pixel_store=pixel_store
         )
-        threads = workers or cpu_count()
+        threads = workers or (1 if get_worker_info() else cpu_count())
         self.engine  # noqa: B018  made once, before the threads start
         try:
             for scores, new_images in parallel_batches(score_batch, image_batches(images, size), workers=threads):
@@ -306,7 +377,7 @@ class Predictor:
 
     def _score_batch(
         self,
-        batch: tuple[int, Sequence[tuple[str, Path]]],
+        batch: tuple[int, Sequence[tuple[str, ImageSource]]],
         *,
         encoded: Sequence[Metadata],
         n_thumbnails: int,
@@ -314,47 +385,25 @@ class Predictor:
     ) -> tuple[list[ImageScore], list[DecodedImage]]:
         """Return the score of each image, and the decoded images that the pixel store does not hold yet."""
         start, images = batch
-        stats = [file_stat(path) for _, path in images]
-        stored = pixel_store.find([path for _, path in images]) if pixel_store else [None] * len(images)
-        geometry_hash = pixel_store.geometry_hash if pixel_store else b""
-        decoded = [
-            image or decode_image(
-                path, name, self.resizings, with_thumbnail=start + index < n_thumbnails, geometry_hash=geometry_hash
-            )
-            for index, (image, (name, path)) in enumerate(zip(stored, images, strict=True))
-        ]  # fmt: skip
-        readable = [
-            (name, image)
-            for (name, _), image in zip(images, decoded, strict=True)
-            if isinstance(image, DecodedImage)
-        ]
-        names = [name for name, _ in readable]
-        arrays = [np.stack(pixels) for pixels in zip(*(image.pixels for _, image in readable), strict=True)]
-        rows = np.array(
-            [start + n for n, image in enumerate(decoded) if isinstance(image, DecodedImage)], np.int64
+        decoded, new_images = decode_batch(
+            images, self.resizings, n_thumbnails=n_thumbnails - start, pixel_store=pixel_store
         )
-        p, distances = self._score((arrays, rows_for_members(encoded, rows)), names) if readable else ((), None)
-        scored = zip(p, pairs_of(distances, len(readable)), strict=True)
-        scores = [
-            ImageScore(name, *next(scored), image.thumbnail, image.pixel_sha256, image.notes, None, stat)
-            if isinstance(image, DecodedImage)
-            else ImageScore(name, None, None, None, "", (), image, stat)
-            for (name, _), image, stat in zip(images, decoded, stats, strict=True)
-        ]
-        new_images = [
-            image
-            for image, stored_image in zip(decoded, stored, strict=True)
-            if stored_image is None and isinstance(image, DecodedImage)
-        ]
-        return scores, new_images if pixel_store else []
+        rows = [row for row, image in enumerate(decoded) if isinstance(image.content, DecodedImage)]
+        pixels = [image.content.pixels for image in decoded if isinstance(image.content, DecodedImage)]
+        arrays = [np.stack(of_resizing) for of_resizing in zip(*pixels, strict=True)]
+        metadata = rows_for_members(encoded, start + np.array(rows, np.int64))
+        names = [images[row][0] for row in rows]
+        p, distances = self._score((arrays, metadata), names) if rows else ((), None)
+        scored = zip(p, pairs_of(distances, len(rows)), strict=True)
+        return [image.with_score(scored) for image in decoded], new_images
 
 
-def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
+def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
     """Verify and load a model folder, or the one in a run folder. device: auto, cpu or cuda.
 
     Raises `UntrustedError` where a byte differs or the files do not fit together, `UsageError` for an absent device.
     """
-    torch_device = pick_device(device)
+    torch_device, folder = pick_device(device), Path(folder)
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
     file_bytes = read_verified(folder)
     for name in (MODEL_JSON.name, TRAINING_IMAGES_FILE):
@@ -372,13 +421,15 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
         raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
     nets = [
-        _rebuild_net(folder, spec, len(classes), state, member).to(torch_device)
+        rebuild_net(folder, spec, len(classes), state, member).to(torch_device)
         for spec, state, member in zip(specs, states, members, strict=True)
     ]
     features = [
-        _read_features(folder, file_bytes, member.training_features, net, len(classes))
+        None if (file := member.training_features) is None else parse_training_features(
+            file_bytes[file], folder / file, n_features=net.n_features, n_classes=len(classes)
+        )
         for member, net in zip(members, nets, strict=True)
-    ]
+    ]  # fmt: skip
     return Predictor(
         folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), read_card_policy(folder, card),
@@ -387,34 +438,11 @@ def load_model(folder: Path, *, device: str = "cpu", progress: Progress | None =
     )  # fmt: skip
 
 
-def _read_features(
-    folder: Path, file_bytes: Mapping[str, bytes], name: str | None, net: Net, n_classes: int
-) -> ReferenceFeatures | None:
-    """Return the training features of a net; None for a model that holds none."""
-    if name is None:
-        return None
-    return parse_training_features(file_bytes[name], folder / name, n_features=net.n_features, n_classes=n_classes)
-
-
-def _rebuild_net(
-    folder: Path, spec: ModelSpec, n_classes: int, state: dict[str, torch.Tensor], member: MemberFields
-) -> Net:
-    unloaded_spec = dataclasses.replace(spec, weights="none")
-    n_metadata = 0 if member.metadata is None else member.metadata.width
-    try:
-        check_fits(unloaded_spec, n_classes, state, image_size=member.preprocessing.size, n_metadata=n_metadata)
-        weights = resolve_weights(unloaded_spec, None)
-        net = build_net(unloaded_spec, n_classes, weights=weights, seed=0, n_metadata=n_metadata)
-        net.load_state_dict(state, strict=True)
-    except (RuntimeError, UsageError) as error:
+def _load_again(folder: Path, device: str, sha256: str) -> Predictor:
+    """Return the model of a folder, which another process loaded and names; raises `UntrustedError` if it changed."""
+    predictor = load_model(folder, device=device)
+    if predictor.sha256 != sha256:
         raise UntrustedError(
-            f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"
-        ) from error
-    if names := non_finite_tensors(net):
-        raise UntrustedError(
-            f"{folder}: {len(names)} tensors hold numbers that are not finite (nan or inf): {', '.join(names[:5])}",
-            outcome="nothing was predicted",
-            remedy="train the model again, or copy it anew",
+            f"{folder}: is another model than the process loaded that sent it", remedy="load it again"
         )
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net.eval().requires_grad_(False)
+    return predictor
