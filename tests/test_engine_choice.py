@@ -1,6 +1,9 @@
 """`predict --engine`: every engine gives torch's numbers, auto takes the fastest of them, and what is wrong is said."""
 
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from conftest import Invoke
-from dermkit.errors import ResourceError, UntrustedError, UsageError
+from dermkit.errors import ResourceError, RunInterrupt, UntrustedError, UsageError
+from dermkit.files import sha256_file
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.engines import graph
 from dermkit.models.engines.scoring import SessionEngine
@@ -18,7 +22,7 @@ from dermkit.models.engines.sessions import NetOutputs, OpenVinoSession
 from dermkit.prediction import engine_choice
 from dermkit.prediction.engine_choice import AUTO, Measurement, cache_folder, select_engine
 from dermkit.prediction.predictor import Predictor, load_model
-from dermkit.prediction.run import predict
+from dermkit.prediction.run import _job_identity, predict
 from dermkit.progress import Progress
 from test_export import CNN, photographs, preprocessing_of, random_net, save
 
@@ -77,7 +81,7 @@ def test_auto_measures_once_and_takes_the_fastest_that_gives_the_numbers(
     rates = {"onnxruntime": 50.0, "openvino": 90.0, "torch": 70.0}
     measured: list[str] = []
 
-    def measure(_predictor: Predictor, candidate: Predictor, _threads: int) -> Measurement:
+    def measure(_predictor: Predictor, candidate: Predictor, _load: object) -> Measurement:
         name = "torch"
         if candidate.session_engines:
             name = "openvino" if "OpenVINO" in candidate.engine.net_variant else "onnxruntime"
@@ -175,6 +179,148 @@ def test_an_engine_that_fails_as_it_runs_is_left_out(
     _, lines = selected(model, AUTO)
     assert any("OpenVINO failed on 32 images" in line and line.endswith("it is left out") for line in lines)
     assert lines[-1].startswith("engine: ") and "OpenVINO" not in lines[-1]
+
+
+def test_a_cached_net_is_named_by_the_bytes_that_were_loaded(model: Path, tmp_path: Path) -> None:
+    """Another model is put in the folder after the first was loaded."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    loaded = load_model(folder)
+    assert loaded.files_sha256 == sha256_file(folder / CHECKSUM_FILE)
+    before = engine_choice._model_cache(loaded)
+    shutil.rmtree(folder)
+    save(folder, random_net(CNN, 4), CNN, preprocessing_of(24))
+    assert engine_choice._model_cache(loaded) == before, "the old net must not get the name of the new one"
+    assert _job_identity(loaded, None)["model"] == loaded.files_sha256
+    assert engine_choice._model_cache(load_model(folder)) != before
+
+
+def test_a_stopped_prediction_goes_on_with_the_engine_it_was_begun_with(
+    model: Path, cache: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {"onnxruntime": 50.0, "openvino": 90.0, "torch": 70.0}
+    monkeypatch.setattr(
+        engine_choice,
+        "_measure",
+        lambda _predictor, candidate, _load: Measurement(
+            rates[engine_choice.engine_of(candidate.engine.net_variant)], 1e-7, 32
+        ),
+    )
+
+    def stop(self: Predictor, batch: Any, names: Any = ()) -> Any:
+        if any(name.startswith("2") for name in names):
+            raise KeyboardInterrupt
+        return score(self, batch, names)
+
+    score = Predictor._score
+    lines: list[str] = []
+    with monkeypatch.context() as patch, pytest.raises(RunInterrupt):
+        patch.setattr(Predictor, "_score", stop)
+        predict(model, [str(photographs)], out=tmp_path / "out", engine=AUTO, batch_size=4, workers=1)
+    shutil.rmtree(cache)
+    rates["torch"] = 100.0  # another measurement would choose torch
+    with pytest.raises(UsageError, match="it is another one"):
+        predict(model, [str(photographs)], out=tmp_path / "out", engine="torch", batch_size=4, workers=1)
+    outcome = predict(
+        model, [str(photographs)], out=tmp_path / "out", engine=AUTO, batch_size=4, workers=1,
+        progress=Progress(say=lines.append),
+    )  # fmt: skip
+    assert f"engine: openvino, since the unfinished prediction in {outcome.out} was begun with it" in lines
+    assert any(line.startswith("going on: ") for line in lines) and outcome.n_scored == 33
+    assert json.loads((outcome.out / "predict.json").read_text())["inference_mode"].startswith("OpenVINO 20")
+    outcome = predict(model, [str(photographs)], out=tmp_path / "out", engine=AUTO, batch_size=4, workers=1)
+    mode = json.loads((outcome.out / "predict.json").read_text())["inference_mode"]
+    assert engine_choice.engine_of(mode) == "torch", "a finished prediction binds no new one"
+
+
+def test_engines_are_measured_in_batches_of_the_size_that_is_used(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: set[int] = set()
+    score = Predictor.probabilities
+
+    def record_size(self: Predictor, batch: Any, metadata: Any = None) -> Any:
+        sizes.add(len(batch[0]))
+        return score(self, batch, metadata)
+
+    monkeypatch.setattr(Predictor, "probabilities", record_size)
+    monkeypatch.setattr(engine_choice, "_compare", lambda *_: Measurement(None, 1e-7, 32))
+    monkeypatch.setattr(engine_choice, "_ROUNDS", 1)
+    for batch_size in (0, 5, 40):
+        select_engine(load_model(model), AUTO, threads=1, batch_size=batch_size)
+    assert sizes == {16, 5, 40}
+    assert len(list(cache.rglob("measurements-*.json"))) == 3
+
+
+def test_a_wrong_engine_is_told_before_the_model_is_loaded(
+    model: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dermkit.prediction.predictor.load_model", lambda *_args, **_options: pytest.fail("loaded")
+    )
+    with pytest.raises(UsageError, match=r"--engine tensorrt: unknown"):
+        predict(model, [str(photographs)], out=tmp_path / "out", engine="tensorrt")
+
+
+def test_a_package_that_cannot_be_imported_is_left_out(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(engine_choice, "_measure", lambda *_: Measurement(1.0, 1e-7, 32))
+    _, lines = selected(model, AUTO)
+    (line,) = [line for line in lines if line.endswith(": it is left out")]
+    assert re.match(r"the package onnxruntime 1\.\S+ is installed and cannot be imported: \w*Error: ", line)
+    assert lines[-1].startswith("engine: ") and "ONNX Runtime" not in lines[-1]
+    with pytest.raises(UsageError, match=r"the package onnxruntime .* cannot be imported"):
+        selected(model, "onnxruntime")
+    monkeypatch.setitem(engine_choice._LOADERS, "openvino", engine_choice._LOADERS["onnxruntime"])
+    chosen, lines = selected(model, AUTO)
+    assert chosen.session_engines == () and lines[-1] == "engine: torch, since no other can be used"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images_per_second": "fast"}, {"images_per_second": -1.0}, {"n_images": 3.5}, {"problem": None},
+        {"max_probability_difference": None}, {"max_probability_difference": 0.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_record_that_cannot_be_right_costs_a_measurement(
+    model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    measured: list[object] = []
+
+    def measure(*candidates: object) -> Measurement:
+        measured.append(candidates)
+        return Measurement(1.0, 1e-7, 32)
+
+    monkeypatch.setattr(engine_choice, "_measure", measure)
+    selected(model, AUTO)
+    (record,) = cache.rglob("measurements-*.json")
+    content = json.loads(record.read_text())
+    content["engines"]["openvino"].update(change)
+    record.write_text(json.dumps(content))
+    measured.clear()
+    selected(model, AUTO)
+    assert measured
+    _, lines = selected(model, "openvino")
+    assert "1e-07 on 32 drawn lesions" in lines[-1]
+
+
+def test_memory_that_is_too_small_for_the_graph_is_no_fault_of_the_net(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object) -> None:
+        raise RuntimeError("the export failed, see the report") from MemoryError()
+
+    monkeypatch.setattr(graph, "_translate", fail)
+    monkeypatch.setenv(engine_choice.CACHE_VARIABLE, str(tmp_path))
+    with pytest.raises(ResourceError, match=r"^dermkit/cnn-s1: writing it as ONNX: out of memory"):
+        selected(model, "onnxruntime")
+    chosen, lines = selected(model, AUTO)
+    assert chosen.session_engines == ()
+    assert lines[-1] == "engine: torch, since dermkit/cnn-s1: writing it as ONNX: out of memory"
+    assert not any("not cached" in line for line in lines)
 
 
 def test_all_views_of_a_batch_are_not_in_memory_at_once() -> None:

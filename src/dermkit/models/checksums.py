@@ -19,8 +19,12 @@ _COPY_REMEDY = "copy the model folder anew from where it was trained"
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS over every other file of a folder (`sha256sum -c SHA256SUMS` checks it)."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != CHECKSUM_FILE)
-    lines = [f"{sha256_file(folder / name)}  {name}\n" for name in names]
-    write_text(folder / CHECKSUM_FILE, "".join(lines))
+    write_text(folder / CHECKSUM_FILE, _checksum_text({name: sha256_file(folder / name) for name in names}))
+
+
+def _checksum_text(hashes: Mapping[str, str]) -> str:
+    """Return the lines of SHA256SUMS. hashes: file name -> SHA-256."""
+    return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
 
 
 def update_files(folder: Path, texts: Mapping[str, str]) -> None:
@@ -68,17 +72,28 @@ def expected_hashes(folder: Path) -> dict[str, tuple[str, ...]]:
     return hashes
 
 
-def read_verified(folder: Path) -> dict[str, bytes]:
+class VerifiedFiles(dict[str, bytes]):
+    """File name -> bytes of every listed file.
+
+    sha256: names these bytes, whatever the folder holds later; the hash of SHA256SUMS as `write_checksums` writes it.
+    """
+
+    sha256 = ""
+
+
+def read_verified(folder: Path) -> VerifiedFiles:
     """Return file name -> bytes of every listed file, so that the bytes that were hashed are those that are used.
 
     Raises `UntrustedError` where a file is missing or changed, is no regular file, or is a link out of the folder.
     """
-    content: dict[str, bytes] = {}
+    content, sums = VerifiedFiles(), {}
     for name, hashes in expected_hashes(folder).items():
         # Read once, hashed and used: a file that is exchanged in between cannot slip through.
         content[name] = _read_inside(folder, name, MAX_READ_BYTES)
-        if sha256_bytes(content[name]) not in hashes:
+        sums[name] = sha256_bytes(content[name])
+        if sums[name] not in hashes:
             raise _changed_file_error(folder / name, "nothing was predicted")
+    content.sha256 = sha256_bytes(_checksum_text(sums).encode())
     return content
 
 

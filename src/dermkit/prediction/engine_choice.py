@@ -4,28 +4,35 @@ A model's nets are written as ONNX once and stay in a cache folder of the user, 
 second and the largest difference from torch, for these versions, this processor and this number of threads.
 """
 
+import json
 import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from dermkit import __version__
 from dermkit.errors import DermkitError, OutputError, ResourceError, UntrustedError, UsageError, did_you_mean
-from dermkit.files import JsonFile, fingerprint, lock, make_folder, sha256_file, write_bytes
+from dermkit.files import JsonFile, fingerprint, lock, make_folder, write_bytes
 from dermkit.models.checksums import CHECKSUM_FILE, check_hashes, expected_hashes, write_checksums
-from dermkit.models.engines.packages import check_packages, installed_version
+from dermkit.models.engines.packages import (
+    check_packages,
+    installed_version,
+    load_onnxruntime,
+    load_openvino,
+)
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
-from dermkit.prediction.parity import compare_nets
+from dermkit.prediction.parity import TOLERANCE, compare_nets
 from dermkit.prediction.parity_images import ParityImages
 from dermkit.progress import Progress
 
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 TORCH, ONNXRUNTIME, OPENVINO, AUTO = "torch", "onnxruntime", "openvino", "auto"
 FILE_ENGINES = (ONNXRUNTIME, OPENVINO)
 TITLES: Mapping[str, str] = {TORCH: "torch", ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
+_LOADERS: Mapping[str, Callable[[], object]] = {ONNXRUNTIME: load_onnxruntime, OPENVINO: load_openvino}
 _WRITERS = ("onnx", "onnxscript")
 GRAPH_FORMAT = 1
 """Of the cached nets: raised with each change of what `models.engines.graph` writes, so that no older net is taken."""
@@ -60,41 +68,66 @@ class Measurement:
     n_images: int
     problem: str = ""
 
+    @property
+    def is_consistent(self) -> bool:
+        """Whether a record can have been written here: an engine without a problem is near torch."""
+        difference, rate = self.max_probability_difference, self.images_per_second
+        is_near = difference is not None and 0 <= difference <= TOLERANCE
+        return (bool(self.problem) or is_near) and (rate is None or rate > 0)
 
-def select_engine(
-    predictor: "Predictor", engine: str, *, threads: int, progress: Progress | None = None
-) -> "Predictor":
-    """Return the model scored by an engine: torch, onnxruntime, openvino, or auto, the fastest that is installed.
 
-    An engine other than torch is compared with torch first, once for a model and machine; `progress` is told which
-    engine it is and why. threads: batches that are scored at once.
+class _Load(NamedTuple):
+    """How a prediction uses the processor: threads that score a batch each, and images of a batch."""
 
-    Raises `UsageError` for an unknown or absent engine and a net that ONNX does not hold, `UntrustedError` where a
-    named engine does not give torch's numbers. auto says why it leaves an engine out.
-    """
-    say = (progress or Progress()).say
+    threads: int
+    batch_size: int
+
+
+def check_engine(engine: str) -> None:
+    """Raise `UsageError` for an unknown engine, and one that is named and absent, too old or broken."""
     if engine not in (TORCH, AUTO, *FILE_ENGINES):
         raise UsageError(
             f"--engine {engine}: unknown{did_you_mean(engine, (TORCH, AUTO, *FILE_ENGINES))}",
             remedy=f"one of {', '.join((AUTO, TORCH, *FILE_ENGINES))}",
         )
+    if engine in FILE_ENGINES:
+        check_packages([engine, *_WRITERS], purpose=f"--engine {engine}", extra="export")
+        _LOADERS[engine]()
+
+
+def select_engine(
+    predictor: "Predictor", engine: str, *, threads: int, batch_size: int = 0, progress: Progress | None = None
+) -> "Predictor":
+    """Return the model scored by an engine: torch, onnxruntime, openvino, or auto, the fastest that is installed.
+
+    An engine other than torch is compared with torch first, once for a model and machine; `progress` is told which
+    engine it is and why. threads: batches that are scored at once. batch_size: images of each, 0 = the default.
+
+    Raises `UsageError` for an unknown or absent engine and a net that ONNX does not hold, `UntrustedError` where a
+    named engine does not give torch's numbers. auto says why it leaves an engine out.
+    """
+    say = (progress or Progress()).say
+    check_engine(engine)
     if engine == TORCH:
         return predictor
-    if next(predictor.nets[0].parameters()).device.type != "cpu":
+    device = next(predictor.nets[0].parameters()).device
+    if device.type != "cpu":
         if engine == AUTO:
             say("engine: torch, since a GPU computes")
             return predictor
         raise UsageError(f"--engine {engine}: computes on the CPU, and a GPU was chosen", remedy="--device cpu")
+    from dermkit.models.inference import default_batch_size
+
+    load = _Load(threads, batch_size or default_batch_size(device))
     if engine != AUTO:
-        check_packages([engine, *_WRITERS], purpose=f"--engine {engine}", extra="export")
-        return _named(predictor, engine, threads, progress or Progress())
-    return _fastest(predictor, threads, progress or Progress())
+        return _named(predictor, engine, load, progress or Progress())
+    return _fastest(predictor, load, progress or Progress())
 
 
-def _named(predictor: "Predictor", engine: str, threads: int, progress: Progress) -> "Predictor":
+def _named(predictor: "Predictor", engine: str, load: _Load, progress: Progress) -> "Predictor":
     with _net_files(predictor, progress) as files:
-        candidate = _with_engine(predictor, engine, files, threads)
-        records = _Records(predictor, threads)
+        candidate = _with_engine(predictor, engine, files, load.threads)
+        records = _Records(predictor, load)
         measurement = records.measurements.get(engine) or _compare(predictor, candidate)
         records.add(engine, measurement)
     if measurement.problem:
@@ -110,20 +143,25 @@ def _named(predictor: "Predictor", engine: str, threads: int, progress: Progress
     return candidate
 
 
-def _fastest(predictor: "Predictor", threads: int, progress: Progress) -> "Predictor":
+def _fastest(predictor: "Predictor", load: _Load, progress: Progress) -> "Predictor":
     engines = [engine for engine in FILE_ENGINES if _reason_not(engine, progress) == ""]
     if not engines:
-        progress.say("engine: torch, since no other is installed (pip install 'dermkit[export]')")
+        is_absent = all(installed_version(engine) is None for engine in FILE_ENGINES)
+        reason = "no other is installed (pip install 'dermkit[export]')" if is_absent else "no other can be used"
+        progress.say(f"engine: torch, since {reason}")
         return predictor
-    records, candidates = _Records(predictor, threads), {TORCH: predictor}
+    records, candidates = _Records(predictor, load), {TORCH: predictor}
     try:
         with _net_files(predictor, progress) as files:
             for engine in engines:
                 try:
-                    candidates[engine] = _with_engine(predictor, engine, files, threads)
+                    candidates[engine] = _with_engine(predictor, engine, files, load.threads)
                 except UntrustedError as error:
                     progress.say(f"{error.message}: it is left out")
-    except UsageError as error:  # a net that ONNX does not hold
+    except (
+        UsageError,
+        ResourceError,
+    ) as error:  # a net that ONNX does not hold, or memory that is too small for it
         progress.say(f"engine: torch, since {error.message}")
         return predictor
     for engine, candidate in tuple(candidates.items()):
@@ -131,19 +169,19 @@ def _fastest(predictor: "Predictor", threads: int, progress: Progress) -> "Predi
         if known is None or (known.images_per_second is None and not known.problem):
             progress.say(f"measuring {_version_of(engine)} on this machine, once for this model")
             try:
-                records.add(engine, _measure(predictor, candidate, threads))
+                records.add(engine, _measure(predictor, candidate, load))
             except ResourceError as error:
                 if engine == TORCH:
                     raise
                 progress.say(f"{error.message}: it is left out")
                 del candidates[engine]
-    return _pick(candidates, records.measurements, threads, progress)
+    return _pick(candidates, records.measurements, load, progress)
 
 
 def _pick(
     candidates: Mapping[str, "Predictor"],
     measurements: Mapping[str, Measurement],
-    threads: int,
+    load: _Load,
     progress: Progress,
 ) -> "Predictor":
     """Return the fastest candidate without a problem, and say how fast each is."""
@@ -158,8 +196,8 @@ def _pick(
     best = max(rates, key=lambda engine: rates[engine])
     listed = ", ".join(f"{_version_of(engine)} {rate:.0f}" for engine, rate in sorted(rates.items(), key=_by_rate))
     progress.say(
-        f"engine: {_version_of(best)}, the fastest; images per second with {threads} threads, without opening files, "
-        f"medians of {_ROUNDS}: {listed}"
+        f"engine: {_version_of(best)}, the fastest; images per second in batches of {load.batch_size} on "
+        f"{load.threads} threads, without opening files, medians of {_ROUNDS}: {listed}"
     )
     return candidates[best]
 
@@ -169,9 +207,10 @@ def _by_rate(entry: tuple[str, float]) -> float:
 
 
 def _reason_not(engine: str, progress: Progress) -> str:
-    """Return why an engine is not there; one that is too old is said, one that is absent is not."""
+    """Return why an engine is not there; one that is too old or broken is said, one that is absent is not."""
     try:
         check_packages([engine, *_WRITERS], purpose=f"engine {engine}", extra="export")
+        _LOADERS[engine]()
     except UsageError as error:
         if installed_version(engine) is not None:
             progress.say(f"{error.message}: it is left out")
@@ -203,6 +242,12 @@ def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], thr
     return replace(predictor, session_engines=engines)
 
 
+def engine_of(inference_mode: str) -> str:
+    """Return the engine that a prediction's `inference_mode` names: an engine in a file says its title and version."""
+    names = [engine for engine in FILE_ENGINES if inference_mode.startswith(f"{TITLES[engine]} ")]
+    return names[0] if names else TORCH
+
+
 # Measuring ------------------------------------------------------------------------------------------------------------
 
 
@@ -214,23 +259,24 @@ def _compare(predictor: "Predictor", candidate: "Predictor") -> Measurement:
     return Measurement(None, difference if np.isfinite(difference) else None, report.n_images, report.problem)
 
 
-def _measure(predictor: "Predictor", candidate: "Predictor", threads: int) -> Measurement:
+def _measure(predictor: "Predictor", candidate: "Predictor", load: _Load) -> Measurement:
     """Return how near and how fast a candidate is."""
     measurement = _compare(predictor, candidate)
     return (
         measurement
         if measurement.problem
-        else replace(measurement, images_per_second=_images_per_second(candidate, threads))
+        else replace(measurement, images_per_second=_images_per_second(candidate, load))
     )
 
 
-def _images_per_second(candidate: "Predictor", threads: int) -> float:
+def _images_per_second(candidate: "Predictor", load: _Load) -> float:
     """Return the median rate of three rounds, after one that is not counted; batches run as in a prediction."""
     from dermkit.models.inference import parallel_batches
 
     (_, pixels) = next(_DRAWN.batches(candidate.resizings))
-    batch = [array[: candidate.batch_size] for array in pixels]
-    batches = [batch] * (_BATCHES_PER_THREAD * threads)
+    rows = np.arange(load.batch_size) % len(pixels[0])
+    batch = [array[rows] for array in pixels]
+    batches = [batch] * (_BATCHES_PER_THREAD * load.threads)
 
     def score(arrays: list[NDArray[np.uint8]]) -> int:
         return len(candidate.probabilities(arrays))
@@ -238,7 +284,7 @@ def _images_per_second(candidate: "Predictor", threads: int) -> float:
     seconds = []
     for _ in range(_ROUNDS + 1):
         start = time.perf_counter()
-        n_images = sum(parallel_batches(score, batches, workers=threads))
+        n_images = sum(parallel_batches(score, batches, workers=load.threads))
         seconds.append(time.perf_counter() - start)
     return n_images / statistics.median(seconds[1:])
 
@@ -258,13 +304,16 @@ def cache_folder() -> Path:
 
 
 def _model_cache(predictor: "Predictor") -> Path:
-    """Return the folder of a model's nets, as these versions write them: another version has another folder."""
+    """Return the folder of a model's nets, as these versions write them: another version has another folder.
+
+    By the bytes that were loaded: the model's own folder may hold another model by now.
+    """
     versions = [
         str(GRAPH_FORMAT),
         __version__,
         *(installed_version(package) for package in ("torch", "timm", *_WRITERS)),
     ]
-    return cache_folder() / "engines" / fingerprint(sha256_file(predictor.folder / CHECKSUM_FILE), versions)
+    return cache_folder() / "engines" / fingerprint(predictor.files_sha256, versions)
 
 
 @contextmanager
@@ -273,6 +322,8 @@ def _net_files(predictor: "Predictor", progress: Progress) -> Iterator[list[Path
     folder = _model_cache(predictor)
     try:
         files = _cached_files(folder, predictor, progress)
+    except ResourceError:  # memory ran out: it would again
+        raise
     except OutputError as error:
         progress.say(f"{error.message}: the nets are not cached, and are written again each time")
         with tempfile.TemporaryDirectory() as scratch:
@@ -312,22 +363,26 @@ def _write_nets(predictor: "Predictor", folder: Path, progress: Progress) -> lis
     return files
 
 
+_MEASUREMENTS: TypeAdapter[dict[str, Measurement]] = TypeAdapter(dict[str, Measurement])
+
+
 class _Records:
-    """What was measured for a model on this processor, with these versions and this many threads, as a JSON file.
+    """What was measured for a model on this processor, with these versions, threads and batch size, as a JSON file.
 
     A file that is broken or cannot be written costs a measurement, and nothing else.
     """
 
-    def __init__(self, predictor: "Predictor", threads: int) -> None:
+    def __init__(self, predictor: "Predictor", load: _Load) -> None:
         versions = [installed_version(engine) for engine in FILE_ENGINES]
-        key = fingerprint(processor_name(), threads, versions, [asdict(r) for r in predictor.resizings])
+        key = fingerprint(processor_name(), load, versions, [asdict(r) for r in predictor.resizings])
         self._file = JsonFile(f"measurements-{key}.json", MEASUREMENTS_FORMAT, error=UntrustedError)
         self._folder = _model_cache(predictor)
         try:
-            content = self._file.read_optional(self._folder).get("engines", {})
-            self.measurements = {name: Measurement(**fields) for name, fields in content.items()}
-        except (DermkitError, TypeError, AttributeError):
-            self.measurements = {}
+            engines = json.dumps(self._file.read_optional(self._folder).get("engines", {}))
+            records = _MEASUREMENTS.validate_json(engines, strict=True)
+        except (DermkitError, ValidationError):
+            records = {}
+        self.measurements = {engine: record for engine, record in records.items() if record.is_consistent}
 
     def add(self, engine: str, measurement: Measurement) -> None:
         """Add a measurement, and write the file where it can be."""

@@ -96,7 +96,8 @@ class Predictor:
     policy fitted on validation images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the
     images that the training used, from the bytes that were verified. broken_guarantees: those that the test images
     broke, as the model says. training_features: what each net's training images look like to it, None where the folder
-    holds none. session_engines: what runs each net in place of torch; () = torch.
+    holds none. session_engines: what runs each net in place of torch; () = torch. sha256: of model.json; files_sha256:
+    of the list of hashes of all files that were loaded, "" for a model that is in no folder.
     """
 
     folder: Path
@@ -111,6 +112,7 @@ class Predictor:
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
     training_features: tuple[ReferenceFeatures | None, ...] = ()
     session_engines: tuple[SessionEngine, ...] = ()
+    files_sha256: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -434,7 +436,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | 
         folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), read_card_policy(folder, card),
         parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        tuple(features),
+        tuple(features), files_sha256=file_bytes.sha256,
     )  # fmt: skip
 
 

@@ -274,6 +274,16 @@ def job_progress(out: Path) -> tuple[int, int] | None:
         return None
 
 
+def saved_inference_mode(out: Path) -> str:
+    """Return what runs the nets in an unfinished prediction; "" where there is none, or its file cannot be read."""
+    try:
+        job_fields = read_json(out / JOB_FOLDER / _JOB_FILE, format=PREDICTION_JOB_FORMAT, migrations=_MIGRATIONS)
+    except DermkitError:
+        return ""
+    mode = job_fields.get("inference_mode")
+    return mode if isinstance(mode, str) else ""
+
+
 def open_job(
     out: Path,
     images: Sequence[ImageRef],

@@ -18,10 +18,8 @@ from dermkit.files import (
     check_output,
     check_writable,
     lock,
-    sha256_file,
     sweep_temp,
 )
-from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.prediction import decisions
 from dermkit.prediction.inputs import find_images
 from dermkit.prediction.locate import check_model_folder
@@ -43,6 +41,7 @@ from dermkit.prediction.resume import (
     has_unfinished_job,
     job_progress,
     open_job,
+    saved_inference_mode,
     score_row,
 )
 from dermkit.progress import Progress
@@ -152,15 +151,19 @@ def _with_saved_work(error: ResourceError, out: Path) -> ResourceError:
 def _predict(
     model: Path, images: Sequence[str], out: Path, options: PredictOptions, progress: Progress
 ) -> PredictOutcome:
-    from dermkit.prediction.engine_choice import select_engine
+    from dermkit.prediction.engine_choice import check_engine, select_engine
     from dermkit.prediction.predictor import load_model
 
+    engine = _resumed_engine(out, options, progress)
+    check_engine(engine)
     check_model_folder(model)
     image_list = find_images(images, exclude=[out, *([options.cache] if options.cache else [])])
     if not has_unfinished_job(out):
         check_output(out, marker=PREDICT_FILE, description="a folder of predictions")
     predictor = load_model(model, device=options.device, progress=progress)
-    predictor = select_engine(predictor, options.engine, threads=options.workers, progress=progress)
+    predictor = select_engine(
+        predictor, engine, threads=options.workers, batch_size=options.batch_size or 0, progress=progress
+    )
     policy = predictor.select_policy(target=options.target, coverage=options.coverage)
     if options.withhold_outside:
         check_can_withhold(predictor.outlier_test, has_policy=policy is not None)
@@ -188,12 +191,27 @@ def _predict(
     return outcome
 
 
+def _resumed_engine(out: Path, options: PredictOptions, progress: Progress) -> str:
+    """Return the engine that scores: for `auto` the one that an unfinished prediction in `out` was begun with.
+
+    Another measurement could choose another one, whose numbers have other last digits.
+    """
+    from dermkit.prediction.engine_choice import AUTO, engine_of
+
+    mode = "" if options.restart or options.engine != AUTO else saved_inference_mode(out)
+    if not mode:
+        return options.engine
+    engine = engine_of(mode)
+    progress.say(f"engine: {engine}, since the unfinished prediction in {out} was begun with it")
+    return engine
+
+
 def _job_identity(predictor: "Predictor", metadata: ImageMetadata | None) -> dict[str, Any]:
     """Return what decides the numbers besides the images; a stopped prediction continues only with the same."""
     from dermkit.prediction.model_folder import runtime_versions
 
     return {
-        "model": sha256_file(predictor.folder / CHECKSUM_FILE),
+        "model": predictor.files_sha256,  # not of the folder, in which another model may lie by now
         "recipe": predictor.card["recipe"].get("name") or "unnamed",
         "device": predictor.engine.device.type,
         "inference_mode": predictor.engine.net_variant,

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dermkit.errors import UsageError
+from dermkit.errors import UsageError, out_of_memory
 from dermkit.images.preprocess import Preprocessing
+from dermkit.models.engines.packages import load_onnx
 from dermkit.models.engines.sessions import METADATA_INPUT, OUTPUTS, PIXELS_INPUT
 from dermkit.models.heads import NearestNeighboursHead
 from dermkit.models.net import Net
+from dermkit.models.precision import is_out_of_memory
 from dermkit.models.view_pixels import crop_of, view_of
 from dermkit.models.views import CROP_VIEWS
 
@@ -76,10 +78,9 @@ def onnx_bytes(
     """Return the ONNX file of a net on the CPU. properties, description: texts that the file holds for its reader.
 
     Raises `UsageError` for a net with an operator that ONNX does not hold, one whose graph depends on the number of
-    images, and one of 2 GB.
+    images, and one of 2 GB, or where a package is broken; `ResourceError` where memory runs out.
     """
-    import onnx
-
+    onnx = load_onnx()
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in net.state_dict().values())
     if n_bytes > MAX_BYTES:
         raise _export_error(net, f"its weights have {n_bytes / 1e9:.1f} GB, and an ONNX file holds 2 GB")
@@ -92,11 +93,14 @@ def onnx_bytes(
         model.doc_string = description
         onnx.helper.set_model_props(model, dict(properties))
         onnx.checker.check_model(model)
+        content = bytes(model.SerializeToString())
     except Exception as error:
+        if any(is_out_of_memory(cause) for cause in _causes(error)):
+            raise out_of_memory(f"{_backbone(net)}: writing it as ONNX") from error
         raise _export_error(net, _first_sentence(error)) from error
     if model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
         raise _export_error(net, "its graph would hold for one number of images alone")
-    return bytes(model.SerializeToString())
+    return content
 
 
 def _translate(net: Net, preprocessing: Preprocessing, views: Sequence[str]) -> Any:
@@ -144,17 +148,26 @@ def _drop_source_paths(graph: Any) -> None:
 
 def _first_sentence(error: Exception) -> str:
     """Return the root of an error in one line: torch wraps it in pages of advice."""
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
+    root = _causes(error)[-1]
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
     return f"{type(root).__name__}: {(lines or ['no message'])[0][:300]}"
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it was raised from, the root last."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    return causes
+
+
+def _backbone(net: Net) -> str:
+    return net.spec.backbone if net.spec is not None else "the net"
+
+
 def _export_error(net: Net, problem: str) -> UsageError:
-    backbone = net.spec.backbone if net.spec is not None else "the net"
     return UsageError(
-        f"{backbone}: cannot be written as ONNX: {problem}",
+        f"{_backbone(net)}: cannot be written as ONNX: {problem}",
         outcome="nothing was written",
         remedy="score images with torch, `dermkit predict MODEL IMAGES --out DIR`, or train a model of another "
         "backbone or head",

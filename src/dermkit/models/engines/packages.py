@@ -7,7 +7,8 @@ already as it is imported. dermkit sends nothing, so both are loaded here alone,
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
@@ -53,8 +54,8 @@ def load_onnxruntime() -> Any:
     """Return the module onnxruntime, its telemetry off unless the environment asks for it."""
     # Read once, as the library starts: no later call stops its first report (microsoft/onnxruntime#25573).
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
+    with _broken_package("onnxruntime"):
+        import onnxruntime
     if os.environ["ORT_DISABLE_TELEMETRY"] == "1":
         onnxruntime.disable_telemetry_events()  # of its builds for Windows, which do not read the environment
     return onnxruntime
@@ -68,6 +69,31 @@ def load_openvino() -> Any:
     """
     if "openvino" not in sys.modules:
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: cannot be imported
-    import openvino
-
+    with _broken_package("openvino"):
+        import openvino
     return openvino
+
+
+def load_onnx() -> Any:
+    """Return the module onnx; onnxscript is tried too, which torch writes nets with."""
+    with _broken_package("onnx"):
+        import onnx
+    with _broken_package("onnxscript"):
+        import onnxscript  # noqa: F401
+    return onnx
+
+
+@contextmanager
+def _broken_package(package: str) -> Iterator[None]:
+    """Raise `UsageError` where an installed package cannot be imported: a library it lacks, or another NumPy's."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever its modules do as they start
+        raise UsageError(
+            f"the package {package} {installed_version(package)} is installed and cannot be imported: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
+            outcome="nothing was written",
+            remedy=f"pip install --force-reinstall {package}; without it, `dermkit predict` scores images with torch",
+        ) from error
