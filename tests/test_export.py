@@ -20,9 +20,12 @@ from PIL import ExifTags, Image
 
 from conftest import Cli, Invoke
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError, UntrustedError, UsageError
+from dermkit.errors import DataError, OutputError, UntrustedError, UsageError
+from dermkit.export import folder as export_folder
 from dermkit.export import run as export_run
+from dermkit.export.folder import check_export_folder, move_into_place, scratch_folder
 from dermkit.export.run import export_model, open_sessions
+from dermkit.files import lock
 from dermkit.images.preprocess import Preprocessing
 from dermkit.models.checksums import check_hashes
 from dermkit.models.engines import graph, packages
@@ -34,10 +37,12 @@ from dermkit.models.metadata import MetadataEncoder
 from dermkit.models.net import Net, build_net
 from dermkit.models.views import ALL_VIEWS, IDENTITY_VIEW
 from dermkit.models.weights import resolve_weights
+from dermkit.prediction import parity
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.prediction.parity import compare_nets
 from dermkit.prediction.parity_images import ParityImages, choose_images
 from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.progress import Progress
 from dermkit.recipes.experiments import find_recipe
 from dermkit.recipes.schema import ClassifierSpec, ModelSpec
 from dermkit.recipes.training_specs import MetadataSpec
@@ -207,6 +212,31 @@ def test_a_net_that_depends_on_the_batch_is_refused_on_one_image(
     assert "alone and in a batch" in compare_nets(predictor, [changed, *sessions[1:]], one).problem
 
 
+def test_the_comparison_is_bounded_in_memory_and_says_its_batch(
+    exported: Path, predictor: Predictor, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first net has 13 views; a net that depends on the batch is found in smaller ones too."""
+    monkeypatch.setattr(parity, "MAX_PIXELS_AT_ONCE", 60 * 24**2)
+    sessions: list[Any] = open_sessions(exported, "onnx", 3)
+    sizes: list[list[int]] = [[], [], []]
+
+    def recorded(number: int, factor: float = 0.0) -> Session:
+        def score(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+            sizes[number].append(len(pixels))
+            logits, features = sessions[number](pixels, metadata)
+            return NetOutputs(logits * np.float32(1 + factor * (len(pixels) > 1)), features)
+
+        return score
+
+    images = choose_images(exported, [str(photographs)])
+    report = compare_nets(predictor, [recorded(number) for number in range(3)], images)
+    assert report.problem == "" and report.n_images == 33 and report.n_in_batch == 4
+    assert list(map(max, sizes)) == [4, 32, 32]
+    assert [sizes[0].count(size) for size in (4, 1)] == [16, 33], "32 images alone and together, 33 compared"
+    report = compare_nets(predictor, [recorded(0, 1e-3), *sessions[1:]], images)
+    assert report.max_batch_difference > parity.BATCH_TOLERANCE
+
+
 def test_the_graph_has_the_views_of_torch(predictor: Predictor) -> None:
     """Crops are made without antialiasing there, rotations in one batch."""
     member, images = (
@@ -328,7 +358,113 @@ def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
     monkeypatch.setattr(export_run, "open_sessions", lambda *_: [OnnxRuntimeSession(exported / "net-1.onnx")] * 3)
     with pytest.raises(Exception):  # noqa: B017  of whatever kind
         export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
+    with pytest.raises(Exception):  # noqa: B017
+        export_model(ensemble, to="onnx", out=tmp_path / "new" / "parents" / "out", images=[str(photographs)])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("out", "problem"),
+    [
+        (".", "is the folder that you are in, or holds it"), ("..", "is the folder that you are in"),
+        ("link", "is a link"), ("lost", "is a link"), ("file", "is a file"), ("empty/", "is a mount point"),
+    ],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_replaced_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, problem: str
+) -> None:
+    work = tmp_path / "my work"
+    (work / "empty").mkdir(parents=True)
+    (work / "link").symlink_to("empty")
+    (work / "lost").symlink_to("nowhere")
+    (work / "file").write_text("years of work")
+    mounted = f"36 35 98:0 /vol {str(work).replace(' ', chr(92) + '040')}/empty rw - ext4 /dev/sda1 rw\n"
+    (tmp_path / "mounts").write_text(mounted)
+    monkeypatch.setattr(export_folder, "_MOUNTS", tmp_path / "mounts")
+    monkeypatch.chdir(work)
+    with pytest.raises(UsageError, match=problem) as caught:
+        check_export_folder(Path(out))
+    assert caught.value.remedy.startswith("name a new folder with --out, such as ")
+    (tmp_path / "mounts").write_text("")
+    check_export_folder(work / "empty")
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "dermkit.prediction.predictor.load_model", lambda *_args, **_options: pytest.fail("loaded")
+    )
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        export_model(ensemble, to="onnx", out=tmp_path / "file" / "out")
+
+
+def built(out: Path, lines: list[str] | None = None) -> None:
+    with scratch_folder(out, Progress(say=(lines if lines is not None else []).append)) as scratch:
+        (scratch / "export.json").write_text("new")
+        move_into_place(scratch, out)
+
+
+def test_an_export_has_the_mode_of_new_folders(tmp_path: Path) -> None:
+    earlier = os.umask(0o027)
+    try:
+        built(tmp_path / "a" / "out")
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "a" / "out").stat().st_mode & 0o777 == 0o750
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    """Killed between the two renames: the earlier export is in the scratch folder alone."""
+    at_work, killed = tmp_path / ".dermkit-tmp-export-1", tmp_path / ".dermkit-tmp-export-2"
+    for folder in (at_work, killed):
+        (folder / "new" / "out").mkdir(parents=True)
+        (folder / ".lock").write_text("")
+    (killed / "earlier" / "out").mkdir(parents=True)
+    (killed / "earlier" / "out" / "export.json").write_text("earlier")
+    lines: list[str] = []
+    with lock(at_work):
+        built(tmp_path / "another", lines)
+    assert (tmp_path / "out" / "export.json").read_text() == "earlier"
+    assert lines == [
+        f"{tmp_path / 'out'}: put back as it was before an export that was killed",
+        f"{killed}: removed, left by an export that was killed",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [at_work.name, "another", "out"]
+
+
+def test_an_earlier_export_whose_place_is_taken_is_not_removed(tmp_path: Path) -> None:
+    killed = tmp_path / ".dermkit-tmp-export-1"
+    (killed / "earlier" / "out").mkdir(parents=True)
+    (killed / ".lock").write_text("")
+    (tmp_path / "out").mkdir()
+    lines: list[str] = []
+    built(tmp_path / "another", lines)
+    assert (killed / "earlier" / "out").is_dir() and "holds an earlier export" in lines[0]
+    (tmp_path / "out" / "export.json").write_text("the new one, in its place before the kill")
+    built(tmp_path / "third")
+    assert not killed.exists()
+
+
+def test_an_earlier_export_goes_back_where_the_new_one_cannot_be_put(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(tmp_path / "out")
+    (tmp_path / "out" / "export.json").write_text("earlier")
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.parent.name == "new":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="cannot be written: no"):
+        built(tmp_path / "out")
+    assert (tmp_path / "out" / "export.json").read_text() == "earlier"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -388,6 +524,13 @@ def test_a_graph_of_one_batch_size_is_refused(exported: Path, monkeypatch: pytes
         (("--to", "torchscript"), 2, "PyTorch has deprecated it"),
         (("--to", "onxx"), 2, "did you mean `onnx`"),
         (("--to", "onnx", "--images", "nowhere"), 3, "none of 1 files can be used as an image"),
+        (("--to", "onnx", "--images", "nowhere"), 3, "(nowhere: there is no such file)"),
+        (
+            ("--to", "onnx", "--images", "nowhere/*"),
+            2,
+            "--images nowhere/*: no images there\nKept: nothing was written",
+        ),
+        (("--to", "onnx", "--images", __file__), 3, "test_export.py: refused (not_an_image)"),
     ],
 )
 def test_wrong_arguments_say_what_to_do(

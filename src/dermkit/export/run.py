@@ -1,14 +1,11 @@
 """Export a model: its nets as ONNX or OpenVINO files, what they mean as JSON, compared with torch before they stay."""
 
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dermkit.errors import UsageError, did_you_mean, first_of
+from dermkit.errors import UsageError, did_you_mean
 from dermkit.export.document import (
     EXPORT,
     ONNX_FORMAT,
@@ -21,18 +18,10 @@ from dermkit.export.document import (
     net_properties,
     readme_text,
 )
-from dermkit.files import (
-    TEMP_PREFIX,
-    check_output,
-    check_writable,
-    make_folder,
-    output_errors,
-    sync_folder,
-    write_bytes,
-    write_text,
-)
+from dermkit.export.folder import check_export_folder, move_into_place, scratch_folder
+from dermkit.files import output_errors, write_bytes, write_text
 from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, card_text
-from dermkit.models.checksums import CHECKSUM_FILE, expected_hashes, write_checksums
+from dermkit.models.checksums import write_checksums
 from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.prediction.locate import check_model_folder
@@ -70,7 +59,7 @@ def export_model(
 
     to: "onnx" or "openvino". out: a new folder, or one of an earlier export, which is replaced at the end. images:
     files, folders or patterns to compare on; () = validation images of the model's run, or drawn lesions where these
-    are not at hand. Whatever fails, nothing is left in `out`, and an earlier export stays.
+    are not at hand. Whatever fails, nothing is left in `out` or beside it, and an earlier export stays.
 
     Raises `UsageError` for another format, a package that is absent or too old, and a net that the format cannot hold;
     `UntrustedError` for a changed model, and where the exported nets do not give what torch gives; `DataError` where no
@@ -80,20 +69,20 @@ def export_model(
     _check_format(to)
     check_packages(_PACKAGES[to], purpose=f"export --to {to}", extra="export")
     check_model_folder(model)
-    _check_out(out)
+    check_export_folder(out)
     parity_images = choose_images(model, images)
     from dermkit.prediction.predictor import load_model
 
-    predictor = load_model(model, progress=progress)
-    check_usable(parity_images, predictor.resizings)
-    with _scratch_folder(out) as scratch:
+    with scratch_folder(out, progress or Progress()) as scratch:
+        predictor = load_model(model, progress=progress)
+        check_usable(parity_images, predictor.resizings)
         for number in range(len(predictor.nets)):
             say(f"writing net {number + 1} of {len(predictor.nets)} as {to}")
             _write_net(predictor, number, to, scratch)
         report = compare_nets(predictor, open_sessions(scratch, to, len(predictor.nets)), parity_images)
         report.check(to)
         _write_documents(predictor, to, scratch, report)
-        _replace(out, scratch)
+        move_into_place(scratch, out)
     files = tuple(out / net_file(number, to) for number in range(len(predictor.nets)))
     return ExportOutcome(out, files, report)
 
@@ -107,21 +96,6 @@ def _check_format(to: str) -> None:
         outcome="nothing was written",
         remedy=f"one of {', '.join(SUFFIXES)}",
     )
-
-
-def _check_out(out: Path) -> None:
-    """Raise `UsageError` unless `out` is new, empty or an earlier export alone: it is replaced as a whole."""
-    check_output(out, marker=EXPORT.name, description="an exported model")
-    if not EXPORT.exists(out):
-        return
-    listed = expected_hashes(out) if (out / CHECKSUM_FILE).is_file() else {}
-    others = sorted({path.name for path in out.iterdir()} - {CHECKSUM_FILE, *listed})
-    if others:
-        raise UsageError(
-            f"{out}: holds {first_of(others, 3)} beside an earlier export, which a new one would replace as a whole",
-            outcome="everything there",
-            remedy="name a new folder with --out, or move these files",
-        )
 
 
 def _write_net(predictor: "Predictor", number: int, to: str, folder: Path) -> None:
@@ -175,35 +149,3 @@ def _write_documents(predictor: "Predictor", to: str, folder: Path, report: Pari
     write_text(folder / README_FILE, readme_text(predictor, content, broken))
     write_text(folder / MODEL_CARD_FILE, card_text(predictor.card))
     write_checksums(folder)
-
-
-@contextmanager
-def _scratch_folder(out: Path) -> Iterator[Path]:
-    """Yield a new folder beside `out`, on the same file system, which is gone after the block."""
-    parent = make_folder(out.absolute().parent)
-    check_writable(parent)
-    with output_errors(parent):
-        scratch = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _replace(out: Path, scratch: Path) -> None:
-    """Put a finished folder in the place of `out`; what was there is an earlier export or empty."""
-    with output_errors(out):
-        scratch.chmod(0o755)
-        if out.is_dir():
-            earlier = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=out.absolute().parent))
-            out.rename(earlier / out.name)
-            try:
-                scratch.rename(out)
-            except OSError:
-                (earlier / out.name).rename(out)
-                raise
-            finally:
-                shutil.rmtree(earlier, ignore_errors=True)
-        else:
-            scratch.rename(out)
-        sync_folder(out.absolute().parent)

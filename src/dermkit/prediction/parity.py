@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dermkit.errors import UntrustedError
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.engines.sessions import NetOutputs, Session
-from dermkit.models.members import distinct_resizings, mean_probabilities
+from dermkit.models.members import MemberFields, distinct_resizings, mean_probabilities
 from dermkit.prediction.parity_images import BATCH_SIZE, ParityImages
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ TOLERANCE = 1e-4
 
 BATCH_TOLERANCE = 1e-5
 """Largest difference of a probability between an image alone and in a batch: torch's own is 6e-7."""
+
+MAX_PIXELS_AT_ONCE = 128 * 224**2
+"""That pass a net at once, each view counted: about a gigabyte. 32 images in 13 views at 224 px would need four."""
 
 FEATURE_TOLERANCE = 1e-3
 """Largest difference of a feature, in standard deviations of the features: distances from training images rest on
@@ -36,7 +39,7 @@ class ParityReport:
 
     images: what these are. worst_image: the name of that with the largest difference. n_different_labels: images with
     another most probable class, n_different_calls: on the other side of the operating point in use; both only where two
-    numbers nearly tie. n_in_batch: size of the batch that single images are compared with.
+    numbers nearly tie. n_in_batch: size of the batch that single images are compared with, the smallest of all nets.
     """
 
     images: str
@@ -103,6 +106,10 @@ class ParityReport:
             )
 
 
+_Inputs = tuple[Sequence[NDArray[np.uint8]], Sequence[NDArray[np.float32] | None]]
+"""Pixels (N, S, S, 3) for each of the model's resizings, and metadata (N, M) for each net."""
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Numbers of one batch: probabilities of torch and of the exported nets, (N, K), and the features' difference."""
@@ -120,7 +127,7 @@ def compare_nets(predictor: "Predictor", sessions: Sequence[Session], images: Pa
     image.
     """
     batches: list[_Batch] = []
-    alone = together = None
+    batch_difference = None
     rng = np.random.default_rng(0)
     for names, pixels in images.batches(predictor.resizings):
         metadata = [
@@ -129,12 +136,11 @@ def compare_nets(predictor: "Predictor", sessions: Sequence[Session], images: Pa
         ]
         outputs = run_sessions(predictor, sessions, pixels, metadata)
         batches.append(_compare_batch(predictor, names, (pixels, metadata), outputs))
-        if alone is None:
-            alone = _one_by_one(predictor, sessions, pixels, metadata)
-            together = _in_one_batch(predictor, sessions, pixels, metadata)
-    if alone is None or together is None:
+        if batch_difference is None:
+            batch_difference = _batch_difference(predictor, sessions, (pixels, metadata))
+    if batch_difference is None:
         raise ValueError("no image to compare on: `check_usable` comes first")
-    return _report(predictor, batches, float(np.abs(together - alone).max()), images)
+    return _report(predictor, batches, batch_difference, images)
 
 
 def run_sessions(
@@ -143,46 +149,57 @@ def run_sessions(
     pixels: Sequence[NDArray[np.uint8]],
     metadata: Sequence[NDArray[np.float32] | None],
 ) -> list[NetOutputs]:
-    """Return the outputs of each net; pixels: for each of the model's resizings, metadata: for each net."""
+    """Return the outputs of each net; pixels: for each of the model's resizings, metadata: for each net.
+
+    Images pass a net in batches of `images_at_once`, so that memory does not grow with the number of views.
+    """
     numbers = distinct_resizings(predictor.members)[1]
     return [
-        session(pixels[number], encoded)
-        for session, number, encoded in zip(sessions, numbers, metadata, strict=True)
+        _run_in_parts(session, pixels[number], encoded, images_at_once(member))
+        for session, number, encoded, member in zip(sessions, numbers, metadata, predictor.members, strict=True)
     ]
 
 
-def _one_by_one(
-    predictor: "Predictor",
-    sessions: Sequence[Session],
-    pixels: Sequence[NDArray[np.uint8]],
-    metadata: Sequence[NDArray[np.float32] | None],
-) -> Floats:
-    """Return the probabilities (N, K) of images that are scored one at a time."""
-    rows = [slice(n, n + 1) for n in range(len(pixels[0]))]
-    singles = [
-        run_sessions(
-            predictor, sessions, [array[row] for array in pixels],
-            [None if encoded is None else encoded[row] for encoded in metadata],
-        )
-        for row in rows
-    ]  # fmt: skip
-    return np.concatenate([_mean(predictor, outputs) for outputs in singles])
+def images_at_once(member: MemberFields) -> int:
+    """Return how many images pass a net at once: `BATCH_SIZE`, halved until all views fit, but never one alone."""
+    n_images, n_pixels = BATCH_SIZE, len(member.views) * member.preprocessing.size**2
+    while n_images > 2 and n_images * n_pixels > MAX_PIXELS_AT_ONCE:
+        n_images //= 2
+    return n_images
 
 
-def _in_one_batch(
+def _run_in_parts(
+    session: Session, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None, size: int
+) -> NetOutputs:
+    parts = [slice(start, start + size) for start in range(0, len(pixels), size)]
+    outputs = [session(pixels[part], None if metadata is None else metadata[part]) for part in parts]
+    return NetOutputs(*(np.concatenate(arrays) for arrays in zip(*outputs, strict=True)))
+
+
+def _run_rows(
     predictor: "Predictor",
     sessions: Sequence[Session],
-    pixels: Sequence[NDArray[np.uint8]],
-    metadata: Sequence[NDArray[np.float32] | None],
+    batch: _Inputs,
+    rows: slice | NDArray[np.int64],
 ) -> Floats:
-    """Return the probabilities (N, K) of images in a batch of `BATCH_SIZE`: fewer are repeated."""
-    n_images = len(pixels[0])
-    rows = np.arange(BATCH_SIZE) % n_images
+    """Return the probabilities (N, K) of some images of a batch."""
+    pixels, metadata = batch
     outputs = run_sessions(
         predictor, sessions, [array[rows] for array in pixels],
         [None if encoded is None else encoded[rows] for encoded in metadata],
     )  # fmt: skip
-    return _mean(predictor, outputs)[:n_images]
+    return _mean(predictor, outputs)
+
+
+def _batch_difference(predictor: "Predictor", sessions: Sequence[Session], batch: _Inputs) -> float:
+    """Return the largest difference of a probability between images one at a time and in batches that are full.
+
+    Fewer images than `BATCH_SIZE` are repeated.
+    """
+    n_images = len(batch[0][0])
+    alone = [_run_rows(predictor, sessions, batch, slice(n, n + 1)) for n in range(n_images)]
+    together = _run_rows(predictor, sessions, batch, np.arange(BATCH_SIZE) % n_images)
+    return float(np.abs(together[:n_images] - np.concatenate(alone)).max())
 
 
 def _mean(predictor: "Predictor", outputs: Sequence[NetOutputs]) -> Floats:
@@ -192,7 +209,7 @@ def _mean(predictor: "Predictor", outputs: Sequence[NetOutputs]) -> Floats:
 def _compare_batch(
     predictor: "Predictor",
     names: list[str],
-    batch: tuple[Sequence[NDArray[np.uint8]], Sequence[NDArray[np.float32] | None]],
+    batch: _Inputs,
     outputs: Sequence[NetOutputs],
 ) -> _Batch:
     expected, features = predictor.outputs(batch)
@@ -221,6 +238,6 @@ def _report(
     return ParityReport(
         images.source, len(names), names[worst], float(differences[worst]),
         int((expected.argmax(axis=1) != exported.argmax(axis=1)).sum()), n_calls,
-        batch_difference, BATCH_SIZE,
+        batch_difference, min(map(images_at_once, predictor.members)),
         float(np.max([batch.feature_difference for batch in batches])),
     )  # fmt: skip

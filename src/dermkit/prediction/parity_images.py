@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.data.synthetic.lesions import CLASSES, draw_photograph, make_lesion
-from dermkit.errors import DataError, DermkitError
+from dermkit.errors import DataError, DermkitError, ImageRejected, UsageError
 from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.prediction.inputs import find_images
 from dermkit.prediction.pixels import DecodedImage, decode_image
@@ -67,16 +67,27 @@ def _drawn(resizings: Sequence[Preprocessing]) -> list[tuple[str, tuple[NDArray[
 def choose_images(model: Path, images: Sequence[str]) -> ParityImages:
     """Return the images that `images` names; without, validation images of the model's run where they are at hand.
 
-    model: the run or model folder. Raises `UsageError` for an argument that matches nothing.
+    model: the run or model folder. Raises `UsageError` for an argument that matches nothing, `DataError` where none of
+    the named files exists.
     """
     if images:
-        return ParityImages(
-            "the images that were named", _spread([(ref.name, Path(ref.path)) for ref in find_images(images)])
-        )
+        return ParityImages("the images that were named", _spread(_named_files(images)))
     validation = _validation_files(model)
     if validation:
         return ParityImages("validation images of the run", _spread(validation))
     return ParityImages("drawn lesions, since no validation images of the run are at hand", ())
+
+
+def _named_files(images: Sequence[str]) -> list[tuple[str, Path]]:
+    try:
+        files = [(ref.name, Path(ref.path)) for ref in find_images(images)]
+    except UsageError as error:
+        raise UsageError(
+            f"--images {error.message}", outcome="nothing was written", remedy=error.remedy
+        ) from error
+    if not any(path.exists() for _, path in files):
+        raise _none_usable(len(files), f"{files[0][1]}: there is no such file")
+    return files
 
 
 def _validation_files(model: Path) -> list[tuple[str, Path]]:
@@ -104,9 +115,17 @@ def _spread(files: Sequence[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:
 
 def check_usable(images: ParityImages, resizings: Sequence[Preprocessing]) -> None:
     """Raise `DataError` where no file can be used as an image; the first that can ends the search."""
-    if next(images.batches(resizings), None) is None:
-        raise DataError(
-            f"none of {len(images.files)} files can be used as an image, so the exported net cannot be checked",
-            outcome="nothing was written",
-            remedy="name other images with --images, or leave it out",
-        )
+    if next(images.batches(resizings), None) is not None:
+        return
+    name, path = images.files[0]
+    rejection = decode_image(path, str(path), resizings[:1], with_thumbnail=False)
+    raise _none_usable(len(images.files), str(rejection) if isinstance(rejection, ImageRejected) else name)
+
+
+def _none_usable(n_files: int, first: str) -> DataError:
+    """Return the error of images of which none can be used. first: what is wrong with one of them."""
+    return DataError(
+        f"none of {n_files} files can be used as an image, so the exported net cannot be checked ({first})",
+        outcome="nothing was written",
+        remedy="name other images with --images, or leave it out",
+    )
