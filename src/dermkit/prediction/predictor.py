@@ -166,7 +166,7 @@ class Predictor:
         if self.session_engines:
             raise UsageError(f"{self.folder}: on another engine than torch it cannot be sent to a process")
         device = next(self.nets[0].parameters()).device.type
-        return _load_again, (self.folder.absolute(), device, self.sha256)
+        return _load_again, (self.folder.absolute(), device, self.files_sha256)
 
     @property
     def batch_size(self) -> int:
@@ -440,10 +440,10 @@ def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | 
     )  # fmt: skip
 
 
-def _load_again(folder: Path, device: str, sha256: str) -> Predictor:
+def _load_again(folder: Path, device: str, files_sha256: str) -> Predictor:
     """Return the model of a folder, which another process loaded and names; raises `UntrustedError` if it changed."""
     predictor = load_model(folder, device=device)
-    if predictor.sha256 != sha256:
+    if predictor.files_sha256 != files_sha256:
         raise UntrustedError(
             f"{folder}: is another model than the process loaded that sent it", remedy="load it again"
         )
