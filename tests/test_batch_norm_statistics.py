@@ -19,8 +19,8 @@ from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.phase_setup import make_pixel_source
 from dermkit.training.state import TrainingHooks, TrainingState
 from dermkit.training.validation import validation_metrics
-from test_engine import AVERAGED, MIXED, PIXELS, SMALL
-from test_train import equal, make_job, make_net, run, state
+from test_engine import AVERAGED, MIXED, PIXELS
+from test_train import SMALL, equal, make_job, make_net, run, state
 
 N_TRAIN = 44
 RESIDUAL = replace(SMALL, backbone="resnet10t", dropout=0.0)
@@ -89,7 +89,7 @@ def test_the_statistics_are_those_of_plain_training_images_under_the_final_weigh
 def test_training_itself_does_not_change(tmp_path: Path, recipe: Recipe) -> None:
     with_estimate, _ = run(estimating(recipe), tmp_path / "with")
     without, _ = run(recipe, tmp_path / "without")
-    one, other = (dict(net.named_parameters()) for net in (with_estimate, without))
+    one, other = ({name: value.data for name, value in net.named_parameters()} for net in (with_estimate, without))
     assert equal(one, other)
     assert not equal(buffers(with_estimate), buffers(without))
 

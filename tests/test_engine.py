@@ -523,7 +523,7 @@ def test_two_processes_and_one_give_the_same_curve(tmp_path: Path, name: str) ->
     processor without AVX-512, because one unit switched.
     """
     sgd = replace(BALANCED.optim, optimizer="sgd", momentum=0.9, batch_size=11)
-    smooth = {"act_layer": "silu", "replace_stem_pool": True}
+    smooth: dict[str, bool | int | float | str] = {"act_layer": "silu", "replace_stem_pool": True}
     residual = replace(SMALL, backbone="resnet10t", backbone_args=smooth, dropout=0.0)
     phases = (full_phase(2, lr=1e-2),)
     recipe = {
