@@ -81,10 +81,10 @@ class Job:
 
 
 FINAL_JOBS = (
-    Job("isic9, MobileNetV2", "isic9-118", "strong-night", MOBILENET, (*GIVEN, "--epochs", "16"), (0, 1, 2)),
+    Job("isic9, MobileNetV2", "isic9-118", "strong-night", MOBILENET, (*GIVEN, *FASTEST, "--epochs", "16"), (0, 1, 2)),
     Job("isic9, ViT-Tiny", "isic9-118", "strong-night", VIT, (*GIVEN, "--epochs", "16", *ON_VIT), (0, 1, 2)),
     Job("isic9, distilled", "isic9-118", "strong-1h", MOBILENET, DISTILLED, teacher="isic9, MobileNetV2"),
-    Job("isic9, one net", "isic9-118", "strong-1h", MOBILENET, (*ONE_NET, "--epochs", "16")),
+    Job("isic9, one net", "isic9-118", "strong-1h", MOBILENET, (*ONE_NET, *FASTEST, "--epochs", "16")),
     Job("ham10000, MobileNetV2", "ham10000", "strong-night", MOBILENET, FASTEST),
     Job("melanoma10k, MobileNetV2", "melanoma10k", "strong-night", MOBILENET, (*GIVEN, *FASTEST)),
     Job("melanoma10k, one net", "melanoma10k", "strong-1h", MOBILENET, (*ONE_NET, *FASTEST)),
