@@ -81,6 +81,15 @@ def test_five_minutes_train_a_whole_net_on_one_of_five_folds() -> None:
     assert choice.value == "one of 5" and "about 400 images" in choice.reason
 
 
+def test_a_net_is_trained_at_the_size_that_it_was_measured_at_and_with_what_it_has() -> None:
+    small = replace(net(), image_size=96)
+    assert {one.recipe.image.size for one in plan_of(BALANCED, small, seconds=3600.0).candidates} == {96}
+    without = replace(small, speed=replace(small.speed, has_batch_norm=False))
+    for one, images in ((small, 1024), (without, 0)):
+        trained = plan_of(BALANCED, one, seconds=3600.0).candidates[1].recipe
+        assert trained.optim.batch_norm_images == images
+
+
 def test_few_passes_over_many_images_are_enough_and_are_scored_with_one_view() -> None:
     profile = profile_of({"nevus": 4800, "melanoma": 4800})
     frozen, trained = (one.recipe for one in plan_of(profile, net(train=80.0), seconds=330.0).candidates)

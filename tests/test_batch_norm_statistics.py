@@ -13,6 +13,8 @@ from dermkit.errors import RunInterrupt
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.recipes.experiments import full_phase, head_phase
 from dermkit.recipes.schema import Recipe
+from dermkit.training import batch_norm_statistics
+from dermkit.training.augment.batch import epoch_order
 from dermkit.training.batch_norm_statistics import estimate_batch_norm
 from dermkit.training.distributed import process_group
 from dermkit.training.distributed.process_group import process_group_of
@@ -85,6 +87,25 @@ def test_the_statistics_are_those_of_plain_training_images_under_the_final_weigh
     assert progress.log_rows[-1]["val_loss"] == pytest.approx(metrics["val_loss"], rel=1e-5)
 
 
+def test_the_statistics_of_several_passes_weigh_each_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_norm_statistics, "_BATCH_SIZE", 11)
+    recipe = estimating(replace(PLAIN, phases=(full_phase(1, lr=1e-2),)))
+    net, _ = run(recipe, tmp_path / "run")
+    images = plain_pixels(tmp_path)
+    passes = np.array_split(epoch_order(N_TRAIN, seed=0, epoch=1), 4)
+    layer = next(module for module in net.modules() if isinstance(module, nn.BatchNorm2d))
+    moments = [moments_at(net, layer, images[torch.from_numpy(rows)]) for rows in passes]
+    mean, variance = (torch.stack(values).mean(dim=0) for values in zip(*moments, strict=True))
+    assert layer.running_mean is not None and layer.running_var is not None
+    torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.running_var.double(), variance, rtol=1e-5, atol=1e-6)
+    whole, last = moments_at(net, layer, images), moments[-1]
+    assert not torch.allclose(variance, whole[1], rtol=1e-5), "variances are means of those within passes"
+    assert not torch.allclose(mean, last[0], rtol=1e-3)
+
+
 @pytest.mark.parametrize("recipe", [PLAIN, replace(AVERAGED, model=RESIDUAL, optim=replace(SGD, ema_decay=0.5))])
 def test_training_itself_does_not_change(tmp_path: Path, recipe: Recipe) -> None:
     with_estimate, _ = run(estimating(recipe), tmp_path / "with")
@@ -109,9 +130,13 @@ def test_stopped_at_every_batch_and_resumed_it_ends_with_the_same_bits(tmp_path:
 
 
 def test_frozen_statistics_and_cached_features_stay_what_they_were(tmp_path: Path) -> None:
-    phases = (replace(full_phase(1, lr=1e-2), freeze_batch_norm=True), head_phase(1, views=0))
-    for name, phase in zip(("frozen", "features"), phases, strict=True):
-        recipe = estimating(replace(PLAIN, phases=(phase,)))
+    frozen, features = replace(full_phase(1, lr=1e-2), freeze_batch_norm=True), head_phase(1, views=0)
+    with pytest.raises(
+        Exception, match="batch_norm_images has no effect if the backbone is frozen in every phase"
+    ):
+        estimating(replace(PLAIN, phases=(features,)))
+    for name, phases in (("frozen", (frozen,)), ("features", (features, frozen))):
+        recipe = estimating(replace(PLAIN, phases=phases))
         before = buffers(make_net(recipe))
         net, _ = run(recipe, tmp_path / name)
         assert equal(buffers(net), before)
@@ -135,7 +160,7 @@ def test_passes_are_small_where_memory_is_and_never_of_one_image(tmp_path: Path)
         freeze(net, recipe.phases[0])
         set_train_mode(net, recipe.phases[0])
         estimate_batch_norm(training, source, epoch=1, max_pass_size=limit)
-    assert sizes == [7, 4, 3, 3, 2, 2]
+    assert sizes == [7, 3, 2, 2, 3, 2, 2]
     sizes.clear()
     training = replace(training, job=replace(job, recipe=estimating(PLAIN, 1)))
     set_train_mode(net, recipe.phases[0])

@@ -321,6 +321,11 @@ def _set_mode(module: nn.Module, *, is_trainable: bool) -> None:
         _set_mode(child, is_trainable=is_trainable)
 
 
+def has_batch_norm(net: Net) -> bool:
+    """Return whether any layer normalises by statistics of batches."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
+
+
 def count_batch_norms(net: Net, phase: Phase) -> tuple[int, int, int]:
     """Return (batch-norm layers, those that update their statistics in the phase, those of these without trainable
     weights); the modes and `requires_grad` of the net are restored.

@@ -60,11 +60,14 @@ minute for 1,280 features however few the images (measured).
 
 @dataclass(frozen=True)
 class MeasuredNet:
-    """A backbone at hand, with its speed. weights_file: None = from the hub's cache, or none."""
+    """A backbone at hand, with its speed. weights_file: None = from the hub's cache, or none. image_size: of its images
+    in pixels, with which it was measured and is trained.
+    """
 
     model: ModelSpec
     weights_file: Path | None
     speed: NetSpeed
+    image_size: int = STRONG_1H.image.size
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ class RaceDrafts:
             backbone_args=net.model.backbone_args,
             weights=net.model.weights,
         )
-        return replace(base, name=name, model=model, split=split, optim=optim, seed=self.seed)
+        image = replace(base.image, size=net.image_size)
+        return replace(base, name=name, model=model, image=image, split=split, optim=optim, seed=self.seed)
 
     def seconds(self, recipe: Recipe, speed: NetSpeed, *, has_features: bool = False) -> float:
         """Return the seconds that a recipe takes on all folds. has_features: those of its frozen net are cached."""
@@ -142,8 +146,10 @@ def trained_recipe(drafts: RaceDrafts, net: MeasuredNet, epochs: int, budget: fl
     (phase,) = recipe.phases
     # A plain transformer has no batch norm that would soften its steps: a third of the rate (chosen).
     rate = phase.backbone_lr / 3 if "vit" in net.model.backbone else phase.backbone_lr
+    n_statistics = recipe.optim.batch_norm_images if net.speed.has_batch_norm else 0
     return replace(
         recipe,
+        optim=replace(recipe.optim, batch_norm_images=n_statistics),
         phases=(replace(phase, epochs=epochs, backbone_lr=rate),),
         compute=replace(recipe.compute, precision=net.speed.precision),  # type: ignore[arg-type]
         test_views="dihedral" if scoring <= _SCORING_PART * budget else "identity",

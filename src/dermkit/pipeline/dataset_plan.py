@@ -83,9 +83,8 @@ def plan_auto(dataset: Dataset, options: AutoOptions, machine: Machine) -> tuple
         if is_hub_name(model.backbone):
             machine.progress.say(licence_sentence(resolve_hub_net(model.backbone)))
         machine.progress.say(f"measuring {model.backbone} at {image.size} px")
-        nets.append(
-            MeasuredNet(model, weights_file, measure_net(base, weights_file, len(dataset.classes), device))
-        )
+        speed = measure_net(base, weights_file, len(dataset.classes), device)
+        nets.append(MeasuredNet(model, weights_file, speed, image.size))
     decoded = measure_decoding(dataset, image)
     fits = _measure_fits(profile, fastest_net(nets), options, machine)
     auto_plan = make_plan(

@@ -30,6 +30,7 @@ class NetSpeed:
     validated. forward: the net alone, as features are computed and images scored; float32 both.
 
     precision: of `train`, the faster one where the machine has both. n_features: what its frozen backbone gives.
+    has_batch_norm: whether statistics are computed after each epoch.
     """
 
     train: float
@@ -37,11 +38,14 @@ class NetSpeed:
     forward: float
     precision: str
     n_features: int = 0
+    has_batch_norm: bool = True
 
     @property
     def frozen(self) -> "NetSpeed":
         """The speed of the same net frozen: a head learns from its features."""
-        return NetSpeed(_FEATURE_EPOCH_SPEED, self.forward, self.forward, "float32", self.n_features)
+        return NetSpeed(
+            _FEATURE_EPOCH_SPEED, self.forward, self.forward, "float32", self.n_features, self.has_batch_norm
+        )
 
 
 @dataclass(frozen=True)

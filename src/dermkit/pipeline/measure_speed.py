@@ -39,7 +39,7 @@ _FIT_SCORINGS = 3
 
 def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, device: "torch.device") -> NetSpeed:
     """Return the speed of a recipe's net, measured in some seconds on random pixels."""
-    from dermkit.models.net import build_net, preprocessing_for
+    from dermkit.models.net import build_net, has_batch_norm, preprocessing_for
     from dermkit.models.precision import has_fast_bfloat16
     from dermkit.models.weights import resolve_weights
     from dermkit.training.memory import kept_memory
@@ -58,7 +58,7 @@ def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, devic
             for precision in precisions
         }
     fastest = max(speeds, key=lambda precision: speeds[precision])
-    return NetSpeed(speeds[fastest], validate, forward, fastest, net.n_features)
+    return NetSpeed(speeds[fastest], validate, forward, fastest, net.n_features, has_batch_norm(net))
 
 
 def _images_per_second(step: Callable[[], None], batch_size: int) -> float:

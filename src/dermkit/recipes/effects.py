@@ -9,6 +9,7 @@ from dermkit.recipes.training_specs import Phase
 
 _FROZEN = "the backbone is frozen (train_backbone none)"
 _BACKBONE_PHASE_FIELDS = ("backbone_lr", "layer_decay", "freeze_batch_norm", "image_size")
+_BACKBONE_FIELDS = ("model.drop_path", "optim.batch_norm_images")
 _CLASSIFIER_FIELDS: Mapping[str, Sequence[str]] = {
     "penalty": ("logistic", "svm"), "neighbours": ("k_nearest",), "iterations": ("gradient_boosting",),
     "learning_rate": ("gradient_boosting",), "max_leaves": ("gradient_boosting",),
@@ -57,7 +58,7 @@ def _frozen_backbone(path: str, generic: str, recipe: Recipe) -> str:
     phase, field = _phase_of(path, recipe), generic.rpartition(".")[2]
     if phase is not None and phase.train_backbone == "none" and field in _BACKBONE_PHASE_FIELDS:
         return _FROZEN
-    return _FROZEN if generic == "model.drop_path" and is_frozen(recipe) else ""
+    return _FROZEN if generic in _BACKBONE_FIELDS and is_frozen(recipe) else ""
 
 
 def _trained_backbone(path: str, generic: str, recipe: Recipe) -> str:

@@ -274,6 +274,8 @@ class Recipe:
             raise ValueError("phases: image_size is larger than image.size")
         if self.model.drop_path and is_frozen:
             raise ValueError("model.drop_path has no effect if the backbone is frozen in every phase")
+        if self.optim.batch_norm_images and is_frozen:
+            raise ValueError("optim.batch_norm_images has no effect if the backbone is frozen in every phase")
         if self.optim.warmup_epochs > min(phase.epochs for phase in self.phases):
             raise ValueError(
                 "optim.warmup_epochs is longer than a phase, which would never reach its learning rate"

@@ -101,6 +101,7 @@ STRONG_1H_GPU = replace(
     image=replace(STRONG_1H.image, size=224),
     model=replace(STRONG_1H.model, backbone="convnext_tiny", backbone_args={}, drop_path=0.1),
     phases=(replace(_FINETUNING_PHASE, epochs=16, backbone_lr=1e-4, layer_decay=0.8),),
+    optim=replace(STRONG_5MIN_GPU.optim, batch_norm_images=0),
 )
 STRONG_NIGHT_GPU = replace(
     STRONG_1H_GPU,

@@ -50,13 +50,14 @@ def _passes(
 ) -> list[NDArray[np.int64]]:
     """Return this rank's samples of each pass; passes of nearly equal size, the same number on every rank.
 
-    None has fewer than two images, from which alone batch norm can learn where its map is 1 x 1.
+    None has fewer than two images: batch norm cannot learn from one where its map is 1 x 1.
     """
     images = np.flatnonzero(source.samples.copy_numbers == 0)
     order = images[epoch_order(len(images), seed=state.job.seed, epoch=epoch)][: max(2, n_images)]
     group = state.process_group
-    pass_size = max(2, min(_BATCH_SIZE, max_pass_size * group.size)) if max_pass_size else _BATCH_SIZE
-    return [group.shard(rows) for rows in np.array_split(order, max(1, len(order) // pass_size))]
+    pass_size = min(_BATCH_SIZE, max_pass_size * group.size) if max_pass_size else _BATCH_SIZE
+    n_passes = min(-(-len(order) // pass_size), max(1, len(order) // 2))
+    return [group.shard(rows) for rows in np.array_split(order, n_passes)]
 
 
 @torch.no_grad()
