@@ -218,6 +218,35 @@ def test_images_in_memory_take_the_row_of_their_position(run: Path, photos: Path
         model.predict_images(iter(arrays), metadata=table)
 
 
+def test_a_row_without_an_image_name_is_about_no_image_in_memory(run: Path, photos: Path) -> None:
+    model, array = load_model(run), np.full((40, 40, 3), 90, np.uint8)
+    files = sorted(map(str, photos.iterdir()))[:1]
+    named = pd.DataFrame({"image": [None, Path(files[0]).name], "age": [80, 40]})
+    found = columns_of(model.predict([array, *files], metadata=named))
+    np.testing.assert_array_equal(found, columns_of(model.predict([array, *files], metadata=named[1:])))
+    lines: list[str] = []
+    for nameless in ("", " ", ".jpg", "folder/.jpg"):
+        told = load_model(run, progress=dk.Progress(say=lines.append))
+        told.predict([array, *files], metadata=pd.DataFrame({"image": [nameless, files[0]], "age": [80, 40]}))
+    assert sum("1 rows of the table are about none of these images" in line for line in lines) == 4
+
+
+def test_each_mention_of_a_path_has_its_row_of_the_table(
+    run: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    first, other = sorted(path.name for path in photos.iterdir())[:2]
+    table = pd.DataFrame({"image": [first], "age": [80], "sex": ["male"], "site": ["face"]})
+    lines: list[str] = []
+    model = load_model(run, progress=dk.Progress(say=lines.append))
+    images = [first, other, first, str(photos / first)]
+    found = columns_of(model.to_frame(model.predict_images(images, metadata=table)))
+    single = columns_of(model.predict([first, other], metadata=table))
+    np.testing.assert_allclose(found, single[[0, 1, 0, 0]], rtol=0, atol=1e-6)
+    assert not np.allclose(single[0], columns_of(model.predict([first]))[0], rtol=0, atol=1e-3)
+    assert any("metadata has a row for 3 of 4 images" in line for line in lines)
+
+
 def test_a_model_without_metadata_takes_no_table(
     trained: Path, photos: Path, tmp_path: Path, invoke: Invoke
 ) -> None:

@@ -99,15 +99,17 @@ def _match(
     """Return the rows of a table in the order of the images; raises `DataError` that lists all problems."""
     id_column, columns = _columns(path, list(frame.columns), problems)
     values = _values(path, frame, columns, row_numbers, problems)
-    row_of_image: dict[int, int] = {}
-    n_other, find = 0, _finder(images)
+    # An image may be named twice: its id then stands for each place that it has.
+    distinct_images = list({image.image_id: image for image in images}.values())
+    row_of_image: dict[str, int] = {}
+    n_other, find = 0, _finder(distinct_images)
     for row, cell in enumerate(frame[id_column].tolist() if id_column else []):
         candidates = find(undefused(cell))
         if len(candidates) > 1:
-            names = ", ".join(utf8_safe(images[index].name) for index in candidates[:3])
+            names = ", ".join(utf8_safe(image.name) for image in candidates[:3])
             problems.add(path, int(row_numbers[row]), f"{cell!r} may be any of {len(candidates)} images: {names}")
-        for index in candidates if len(candidates) == 1 else ():
-            first = row_of_image.setdefault(index, row)
+        for image in candidates if len(candidates) == 1 else ():
+            first = row_of_image.setdefault(image.image_id, row)
             if not values.iloc[first].equals(values.iloc[row]):
                 text = f"{cell!r} again, with other values than row {row_numbers[first]}"
                 problems.add(path, int(row_numbers[row]), text)
@@ -115,14 +117,15 @@ def _match(
     problems.raise_if_any("correct the table, whose columns are image, age, sex and site; row 1 is the header")
     if not row_of_image:
         raise DataError(
-            f"{path}: has a row for none of the {len(images)} images",
+            f"{path}: has a row for none of the {len(distinct_images)} images",
             outcome=_NOTHING,
             remedy="name images by their file, such as lesion1.jpg, with its folder where two have one name",
         )
     cells = np.full((len(images), len(METADATA_FIELDS)), "", dtype=object)
-    cells[list(row_of_image)] = values.to_numpy(dtype=object)[list(row_of_image.values())]
+    known = [index for index, image in enumerate(images) if image.image_id in row_of_image]
+    cells[known] = values.to_numpy(dtype=object)[[row_of_image[images[index].image_id] for index in known]]
     matched = pd.DataFrame(cells, columns=list(METADATA_FIELDS))
-    return ImageMetadata(matched, path.name, len(row_of_image), n_other, tuple(columns))
+    return ImageMetadata(matched, path.name, len(known), n_other, tuple(columns))
 
 
 def _columns(path: Path, names: Sequence[str], problems: ProblemList) -> tuple[str | None, dict[str, str]]:
@@ -158,21 +161,25 @@ def _values(
     return pd.DataFrame(normalised)
 
 
-def _finder(images: Sequence[ImageRef]) -> Callable[[str], list[int]]:
-    """Return what finds the images that a cell names: an image's id or name, or a path of which one ends the other."""
-    exact: dict[str, list[int]] = {}
-    by_stem: dict[str, list[int]] = {}
-    for index, image in enumerate(images):
-        for name in {image.image_id, image.name, image.path}:
-            exact.setdefault(name, []).append(index)
-        by_stem.setdefault(normalised_stem(image.path, IMAGE_SUFFIXES), []).append(index)
+def _finder(images: Sequence[ImageRef]) -> Callable[[str], list[ImageRef]]:
+    """Return what finds the images that a cell names: an image's id or name, or a path of which one ends the other.
 
-    def find(cell: str) -> list[int]:
+    An image in memory has the path "", by which a cell without a name must not find it.
+    """
+    exact: dict[str, list[ImageRef]] = {}
+    by_stem: dict[str, list[ImageRef]] = {}
+    for image in images:
+        for name in {image.image_id, image.name, image.path} - {""}:
+            exact.setdefault(name, []).append(image)
+        if stem := normalised_stem(image.path, IMAGE_SUFFIXES):
+            by_stem.setdefault(stem, []).append(image)
+
+    def find(cell: str) -> list[ImageRef]:
         if cell in exact:
             return exact[cell]
         folders = _folders(cell)
-        candidates = by_stem.get(normalised_stem(cell, IMAGE_SUFFIXES), []) if cell else []
-        return [index for index in candidates if _share_end(folders, _folders(images[index].path))]
+        candidates = by_stem.get(normalised_stem(cell, IMAGE_SUFFIXES), [])
+        return [image for image in candidates if _share_end(folders, _folders(image.path))]
 
     return find
 
