@@ -20,14 +20,14 @@ from PIL import ExifTags, Image
 
 from conftest import Cli, Invoke
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import DataError, OutputError, UntrustedError, UsageError
+from dermkit.errors import DataError, OutputError, ResourceError, UntrustedError, UsageError
 from dermkit.export import folder as export_folder
 from dermkit.export import run as export_run
-from dermkit.export.folder import check_export_folder, move_into_place, scratch_folder
+from dermkit.export.folder import check_export_folder, export_place, move_into_place, scratch_folder
 from dermkit.export.run import export_model, open_sessions
 from dermkit.files import lock
 from dermkit.images.preprocess import Preprocessing
-from dermkit.models.checksums import check_hashes
+from dermkit.models.checksums import check_hashes, write_checksums
 from dermkit.models.engines import graph, packages
 from dermkit.models.engines.graph import PixelNet
 from dermkit.models.engines.packages import check_packages
@@ -356,9 +356,9 @@ def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
     with pytest.raises(DataError, match="none of 1 files"):
         export_model(ensemble, to="onnx", out=out, images=[str(photographs / "broken.png")])
     monkeypatch.setattr(export_run, "open_sessions", lambda *_: [OnnxRuntimeSession(exported / "net-1.onnx")] * 3)
-    with pytest.raises(Exception):  # noqa: B017  of whatever kind
+    with pytest.raises(ResourceError, match="ONNX Runtime failed on 32 images"):
         export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises(ResourceError, match="ONNX Runtime failed on 32 images"):
         export_model(ensemble, to="onnx", out=tmp_path / "new" / "parents" / "out", images=[str(photographs)])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -404,6 +404,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
 def built(out: Path, lines: list[str] | None = None) -> None:
     with scratch_folder(out, Progress(say=(lines if lines is not None else []).append)) as scratch:
         (scratch / "export.json").write_text("new")
+        write_checksums(scratch)
         move_into_place(scratch, out)
 
 
@@ -434,6 +435,23 @@ def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
         f"{killed}: removed, left by an export that was killed",
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == [at_work.name, "another", "out"]
+
+
+def test_a_closed_scratch_folder_of_another_user_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, is_file = tmp_path / ".dermkit-tmp-export-1", Path.is_file
+    closed.mkdir()
+
+    def fail(self: Path, **options: Any) -> bool:
+        if self.parent == closed:
+            raise PermissionError(13, "Permission denied")
+        return is_file(self, **options)
+
+    monkeypatch.setattr(Path, "is_file", fail)
+    lines: list[str] = []
+    built(tmp_path / "out", lines)
+    assert lines == [] and closed.is_dir() and is_file(tmp_path / "out" / "export.json")
 
 
 def test_an_earlier_export_whose_place_is_taken_is_not_removed(tmp_path: Path) -> None:
@@ -546,6 +564,44 @@ def test_a_folder_of_other_files_is_not_written_into(ensemble: Path, tmp_path: P
     with pytest.raises(UsageError, match=r"is not empty and is not an exported model"):
         export_model(ensemble, to="onnx", out=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("name", [".git", ".env", "refused.csv"])
+def test_hidden_files_are_a_folder_of_other_files(ensemble: Path, tmp_path: Path, name: str) -> None:
+    """The folder is replaced as a whole: a repository that has no commit yet would go with it."""
+    (tmp_path / "hub" / name).mkdir(parents=True)
+    (tmp_path / "hub" / name / "HEAD").write_text("years of work")
+    with pytest.raises(UsageError, match=rf"is not empty and is not an exported model \(it holds {name}\)"):
+        export_model(ensemble, to="onnx", out=tmp_path / "hub")
+    assert (tmp_path / "hub" / name / "HEAD").read_text() == "years of work"
+
+
+def test_the_folder_that_is_checked_is_the_one_that_is_replaced(ensemble: Path, tmp_path: Path) -> None:
+    """A path through a folder that does not exist leads nowhere, and without its dots to another folder."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
+    out = tmp_path / "nosuch" / ".." / "thesis"
+    with pytest.raises(UsageError, match=r"is not empty and is not an exported model"):
+        export_model(ensemble, to="onnx", out=out)
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "years of work"
+    assert export_place(tmp_path / "nosuch" / ".." / "new" / ".." / "out") == tmp_path / "out"
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(UsageError, match="is a link"):
+        export_place(tmp_path / "link")
+
+
+def test_a_folder_that_was_filled_meanwhile_stays(tmp_path: Path) -> None:
+    """Nets are written for minutes, in which another command can take the same folder."""
+    out = tmp_path / "out"
+    with (
+        pytest.raises(UsageError, match=r"is not empty and is not an exported model \(it holds thesis.txt\)"),
+        scratch_folder(out, Progress()) as scratch,
+    ):
+        out.mkdir()
+        (out / "thesis.txt").write_text("years of work")
+        move_into_place(scratch, out)
+    assert (out / "thesis.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_files_of_others_beside_an_earlier_export_stay(exported: Path, ensemble: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dermkit.errors import OutputError, UsageError, first_of
 from dermkit.export.document import EXPORT
-from dermkit.files import TEMP_PREFIX, check_output, check_writable, lock, make_folder, output_errors, sync_folder
+from dermkit.files import TEMP_PREFIX, check_writable, lock, make_folder, output_errors, sync_folder
 from dermkit.models.checksums import CHECKSUM_FILE, expected_hashes
 from dermkit.progress import Progress
 
@@ -17,6 +17,17 @@ _SCRATCH_PREFIX = f"{TEMP_PREFIX}export-"
 _NEW, _EARLIER = "new", "earlier"
 """Folders of a scratch folder: the export that is built, and the one that it replaces; each holds it by its name."""
 _MOUNTS = Path("/proc/self/mountinfo")
+
+
+def export_place(out: Path) -> Path:
+    """Return the folder that a path names, absolute and without links or `..`: it is checked, and it is replaced.
+
+    Raises `UsageError` where the path itself is a link, and as `check_export_folder` does.
+    """
+    with output_errors(out):
+        place = out if out.is_symlink() else Path(os.path.realpath(out))
+    check_export_folder(place)
+    return place
 
 
 def check_export_folder(out: Path) -> None:
@@ -29,11 +40,18 @@ def check_export_folder(out: Path) -> None:
             outcome="nothing was written",
             remedy=f"name a new folder with --out, such as {out / 'exported' if out.is_dir() else 'exported'}",
         )
-    check_output(out, marker=EXPORT.name, description="an exported model")
+    with output_errors(out):
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if not EXPORT.exists(out):
+        if names:  # hidden ones too: with the folder they would go
+            raise UsageError(
+                f"{out}: is not empty and is not an exported model (it holds {first_of(sorted(names), 3)})",
+                outcome="everything there",
+                remedy="name a new folder with --out",
+            )
         return
     listed = expected_hashes(out) if (out / CHECKSUM_FILE).is_file() else {}
-    others = sorted({path.name for path in out.iterdir()} - {CHECKSUM_FILE, *listed})
+    others = sorted(names - {CHECKSUM_FILE, *listed})
     if others:
         raise UsageError(
             f"{out}: holds {first_of(others, 3)} beside an earlier export, which a new one would replace as a whole",
@@ -73,10 +91,10 @@ def _is_mount(folder: Path) -> bool:
 def scratch_folder(out: Path, progress: Progress) -> Iterator[Path]:
     """Yield a new folder on the file system of `out`, which is gone after the block, as are parents made for it.
 
-    `move_into_place` puts it in the place of `out`. What killed exports have left beside it is removed, and said.
-    Raises `OutputError` where nothing can be written there.
+    out: a path that `export_place` returned. `move_into_place` puts the new folder there. What killed exports have left
+    beside it is removed, and said. Raises `OutputError` where nothing can be written there.
     """
-    parent = out.resolve().parent
+    parent = out.parent
     absent = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         check_writable(parent)
@@ -96,14 +114,18 @@ def scratch_folder(out: Path, progress: Progress) -> Iterator[Path]:
 
 
 def move_into_place(scratch: Path, out: Path) -> None:
-    """Put a finished folder of `scratch_folder` in the place of `out`, which is an earlier export, empty or absent."""
-    place, earlier = out.resolve(), scratch.parents[1] / _EARLIER / out.name
+    """Put a finished folder of `scratch_folder` in the place of `out`, which is an earlier export, empty or absent.
+
+    Raises as `check_export_folder` does: others may have written into `out` since it was checked.
+    """
+    check_export_folder(out)
+    earlier = scratch.parents[1] / _EARLIER / out.name
     with output_errors(out):
-        if place.is_dir():
+        if out.is_dir():
             earlier.parent.mkdir()
-            place.rename(earlier)
-        scratch.rename(place)  # where this fails, `scratch_folder` puts the earlier one back
-        sync_folder(place.parent)
+            out.rename(earlier)
+        scratch.rename(out)  # where this fails, `scratch_folder` puts the earlier one back
+        sync_folder(out.parent)
 
 
 def _remove(scratch: Path) -> list[Path]:
@@ -124,12 +146,12 @@ def _remove(scratch: Path) -> list[Path]:
 def _sweep(parent: Path, progress: Progress) -> None:
     """Remove what killed exports left in a folder."""
     for scratch in sorted(parent.glob(f"{_SCRATCH_PREFIX}*")):
-        if not (scratch / ".lock").is_file():  # begun at this moment
-            continue
         try:
+            if not (scratch / ".lock").is_file():  # begun at this moment
+                continue
             with lock(scratch):
                 pass
-        except OutputError:  # an export is at work there, or it is another user's
+        except (OutputError, OSError):  # an export is at work there, or it is another user's
             continue
         for place in _remove(scratch):
             progress.say(f"{place}: put back as it was before an export that was killed")

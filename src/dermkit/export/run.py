@@ -18,7 +18,7 @@ from dermkit.export.document import (
     net_properties,
     readme_text,
 )
-from dermkit.export.folder import check_export_folder, move_into_place, scratch_folder
+from dermkit.export.folder import export_place, move_into_place, scratch_folder
 from dermkit.files import output_errors, write_bytes, write_text
 from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, card_text
 from dermkit.models.checksums import write_checksums
@@ -69,11 +69,11 @@ def export_model(
     _check_format(to)
     check_packages(_PACKAGES[to], purpose=f"export --to {to}", extra="export")
     check_model_folder(model)
-    check_export_folder(out)
+    place = export_place(out)
     parity_images = choose_images(model, images)
     from dermkit.prediction.predictor import load_model
 
-    with scratch_folder(out, progress or Progress()) as scratch:
+    with scratch_folder(place, progress or Progress()) as scratch:
         predictor = load_model(model, progress=progress)
         check_usable(parity_images, predictor.resizings)
         for number in range(len(predictor.nets)):
@@ -82,9 +82,10 @@ def export_model(
         report = compare_nets(predictor, open_sessions(scratch, to, len(predictor.nets)), parity_images)
         report.check(to)
         _write_documents(predictor, to, scratch, report)
-        move_into_place(scratch, out)
-    files = tuple(out / net_file(number, to) for number in range(len(predictor.nets)))
-    return ExportOutcome(out, files, report)
+        move_into_place(scratch, place)
+    folder = out if out.is_dir() else place  # a path through an absent folder and back leads nowhere
+    files = tuple(folder / net_file(number, to) for number in range(len(predictor.nets)))
+    return ExportOutcome(folder, files, report)
 
 
 def _check_format(to: str) -> None:
