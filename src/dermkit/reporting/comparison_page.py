@@ -96,10 +96,7 @@ def write_comparison_page(
         claims=comparison_json["published"],
         leads=_lead_sentences(comparison, claims),
         verdicts=verdicts,
-        sheets={
-            split_name: _disagreement_tiles(table, images)
-            for split_name, table in comparison.disagreements.items()
-        },
+        sheets=_disagreement_sheets(comparison, images),
         disagreements={split_name: len(table) for split_name, table in comparison.disagreements.items()},
     )
     write_text(folder / "comparison.html", html)
@@ -260,9 +257,28 @@ def _leaderboard_order(runs: dict[str, Any], groups: dict[str, Any], split: str)
     return [(name, groups[name]["runs"] if name in groups else []) for name in names]
 
 
-def _disagreement_tiles(table: pd.DataFrame, images: Path | None) -> list[dict[str, Any]]:
+def _scored_pixel_hashes(runs: Sequence[Path]) -> dict[str, str]:
+    """Return image_id -> hash of the pixels that runs scored; "", which no image has, where two scored others."""
+    hashes: dict[str, str] = {}
+    for run in runs:
+        for image_id, pixel_hash in RunFolder(run).pixel_hashes().items():
+            hashes[image_id] = pixel_hash if hashes.get(image_id, pixel_hash) == pixel_hash else ""
+    return hashes
+
+
+def _disagreement_sheets(comparison: Comparison, images: Path | None) -> dict[str, list[dict[str, Any]]]:
+    pixel_hashes = _scored_pixel_hashes(comparison.folders)
+    return {
+        split: _disagreement_tiles(table, images, pixel_hashes)
+        for split, table in comparison.disagreements.items()
+    }
+
+
+def _disagreement_tiles(
+    table: pd.DataFrame, images: Path | None, pixel_hashes: Mapping[str, str]
+) -> list[dict[str, Any]]:
     shown_rows = table.head(MAX_DISAGREEMENTS)
-    find_pixels = image_opener(shown_rows, images)
+    find_pixels = image_opener(shown_rows, images, pixel_hashes)
     answer_columns = [name for name in table.columns if name not in ("image_id", "path", "label", "n_wrong")]
     return [
         {

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,7 @@ def load_mistakes(
     mistake_table: pd.DataFrame,
     pixel_finder: PixelFinder | None,
     root: Path | None,
-    pixel_hashes: Mapping[str, str] = MappingProxyType({}),
+    pixel_hashes: Mapping[str, str],
 ) -> list[Mistake]:
     """Return the rows of a mistakes table with a thumbnail each; without `pixel_finder` they are opened below
     `root`.
@@ -53,9 +52,7 @@ def mistake_uri(pixels: NDArray[np.uint8] | None) -> str:
     return "" if pixels is None else data_uri(pixels, THUMBNAIL_EDGE)
 
 
-def image_opener(
-    image_table: pd.DataFrame, root: Path | None, pixel_hashes: Mapping[str, str] = MappingProxyType({})
-) -> PixelFinder:
+def image_opener(image_table: pd.DataFrame, root: Path | None, pixel_hashes: Mapping[str, str]) -> PixelFinder:
     """Return a function that opens an image of a table (image_id, path) below `root`, and nothing outside of it.
 
     pixel_hashes: image_id -> hash of the pixels that were scored, where it is known. A file that holds others shows
