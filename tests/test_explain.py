@@ -22,6 +22,7 @@ from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.lesion_masks import find_mask, lesion_share
 from dermkit.render.html import template_environment
 from dermkit.runs.layout import VERDICT
+from dermkit.runs.model_verdict import read_model_verdict
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,21 @@ def test_a_second_explanation_replaces_the_first(
     assert table["against"].tolist() == ["nevus"]
     assert table["p"][0] + table["p_against"][0] == pytest.approx(1)
     assert not (out / "curves.csv").exists()
+
+
+def test_a_models_verdict_is_found_however_its_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    doubt = {"code": "majority", "weight": "refuse", "sentence": "", "evidence": "blind", "remedy": ""}
+    VERDICT.write(model.parent, {"split": "test", "verdict": "do not believe", "doubts": [doubt]})
+    (tmp_path / "linked").symlink_to(model)
+    monkeypatch.chdir(model)
+    for name in (Path(), Path("../model"), tmp_path / "linked", model):
+        verdict = read_model_verdict(name)
+        assert verdict is not None and verdict.word == "do not believe", name
+    assert read_model_verdict(model.parent) is None
 
 
 def test_the_page_begins_with_what_the_models_report_said(

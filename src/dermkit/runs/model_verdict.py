@@ -25,7 +25,8 @@ def read_model_verdict(model_folder: Path, *, limit: int = 3) -> ModelVerdict | 
 
     limit: of the reasons. Raises `UsageError` for a file that is broken.
     """
-    content = VERDICT.read_optional(model_folder.parent) if model_folder.name == MODEL_FOLDER else {}
+    folder = model_folder.resolve()  # ".", and a link to it, are named otherwise and lie elsewhere
+    content = VERDICT.read_optional(folder.parent) if folder.name == MODEL_FOLDER else {}
     if not content:
         return None
     reasons = tuple(str(doubt["sentence"]) for doubt in content["doubts"][:limit])
