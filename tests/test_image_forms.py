@@ -28,7 +28,7 @@ from dermkit.images.decode import open_image
 from dermkit.images.in_memory import read_pixels
 from dermkit.images.preprocess import resize_pixels
 from dermkit.models.checksums import write_checksums
-from dermkit.models.inference import InferenceEngine
+from dermkit.models.inference import InferenceEngine, exact_float32
 from dermkit.runs.predictions import prediction_columns
 from dermkit.threads import RESULTS_PER_THREAD, SharedSetting
 from made_images import ADOBE_RGB, chunk, encoded, flat, frames, orientation_exif, png, speckled, tiff
@@ -404,6 +404,28 @@ def test_a_shared_setting_is_restored_when_the_last_is_done() -> None:
     assert values[-1] == 1, "the second is still at work"
     second.__exit__(None, None, None)
     assert values[-1] == 4
+
+
+def test_float32_is_exact_until_the_last_thread_is_done() -> None:
+    """Two nets score at once on a GPU: the end of one must not let cuDNN round the inputs of the other."""
+
+    def settings() -> tuple[bool, bool, bool]:
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.deterministic, cudnn.allow_tf32
+
+    before, exact = settings(), (True, True, False)
+    assert before != exact
+    first, second = (exact_float32(torch.device("cuda")) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert settings() == exact, "the second is still at work"
+    second.__exit__(None, None, None)
+    assert settings() == before
+    with pytest.raises(ZeroDivisionError), exact_float32(torch.device("cuda")):
+        assert settings() == exact, "it is set anew"
+        raise ZeroDivisionError
+    assert settings() == before
 
 
 def test_a_model_travels_as_the_path_of_its_folder(

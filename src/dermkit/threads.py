@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
 
 Input = TypeVar("Input")
@@ -69,22 +69,23 @@ def worker_pool(n_threads: int) -> Iterator[ThreadPoolExecutor]:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
-class SharedSetting:
-    """A number of the whole process that several threads change at once, restored when the last of them is done.
+class SharedContext:
+    """A context that changes the whole process and that several threads are in at once: the last of them leaves it.
 
-    If each restored it for itself, one would do so in the middle of another's work, and the last one what a third set.
+    If each left it for itself, one would do so in the middle of another's work, and the last one restore what a third
+    set. enter: returns the context; called whenever a thread enters while no other is in it.
     """
 
-    def __init__(self, read: Callable[[], int], write: Callable[[int], None]) -> None:
-        self._read, self._write, self._lock = read, write, threading.Lock()
-        self._n_users, self._first_value = 0, 0
+    def __init__(self, enter: Callable[[], AbstractContextManager[object]]) -> None:
+        self._enter, self._lock, self._stack = enter, threading.Lock(), ExitStack()
+        self._n_users = 0
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Let the block change the number; afterwards it is what it was before the first such block began."""
+    def shared(self) -> Iterator[None]:
+        """Run the block inside the context, beside other such blocks."""
         with self._lock:
             if self._n_users == 0:
-                self._first_value = self._read()
+                self._stack.enter_context(self._enter())
             self._n_users += 1
         try:
             yield
@@ -92,7 +93,27 @@ class SharedSetting:
             with self._lock:
                 self._n_users -= 1
                 if self._n_users == 0:
-                    self._write(self._first_value)
+                    self._stack.close()
+
+
+class SharedSetting:
+    """A number of the whole process that several threads change at once, restored when the last of them is done."""
+
+    def __init__(self, read: Callable[[], int], write: Callable[[int], None]) -> None:
+        self._read, self._write = read, write
+        self._context = SharedContext(self._restored_once)
+
+    def restored(self) -> AbstractContextManager[None]:
+        """Let the block change the number; afterwards it is what it was before the first such block began."""
+        return self._context.shared()
+
+    @contextmanager
+    def _restored_once(self) -> Iterator[None]:
+        first_value = self._read()
+        try:
+            yield
+        finally:
+            self._write(first_value)
 
 
 def _threads_of(pool: ThreadPoolExecutor) -> list[threading.Thread]:

@@ -22,7 +22,7 @@ from dermkit.models.members import MemberFields, distinct_resizings, mean_probab
 from dermkit.models.precision import is_out_of_memory
 from dermkit.models.view_pixels import check_pixels, view_of
 from dermkit.models.views import IDENTITY_VIEW
-from dermkit.threads import SharedSetting, ordered_map
+from dermkit.threads import SharedContext, SharedSetting, ordered_map
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net
@@ -46,6 +46,9 @@ Features = NDArray[np.float32] | None
 """Pooled features (N, C) of a batch; None of a net that is not a backbone with a head."""
 
 _TORCH_THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
+_EXACT_CUDNN = SharedContext(
+    lambda: torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+)
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
 
@@ -324,10 +327,13 @@ def normalise_on_device(batch: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def exact_float32(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context without TF32: CUDA convolutions would else round their inputs to 10 bits of mantissa."""
+    """Return a context without TF32: CUDA convolutions would else round their inputs to 10 bits of mantissa.
+
+    Threads may be in it at once, as with the nets of a model that threads share: it ends with the last of them.
+    """
     if device.type != "cuda":
         return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    return _EXACT_CUDNN.shared()
 
 
 def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Module, str]:
