@@ -1,18 +1,21 @@
 """Doubts from images unlike the training's, and from artefacts put on images."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from corner_net import save_corner_model
-from dermkit.models.card import EMPTY_POLICY, write_policy
+from dermkit.models.card import EMPTY_POLICY, MODEL_JSON, write_policy
+from dermkit.models.checksums import write_checksums
+from dermkit.prediction.predictor import load_model
 from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.reporting.labels import page_templates
 from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts
 from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, OUT_OF_DISTRIBUTION
-from dermkit.runs.model_key import model_key
+from dermkit.runs.model_key import folder_model_key
 
 
 def estimate(value: float, low: float, high: float, reason: str = "") -> dict[str, Any]:
@@ -150,7 +153,7 @@ def test_counterfactuals_stay_those_of_a_model_whatever_later_evaluations_note(t
     model = save_corner_model(tmp_path / "model")
     policy = {**EMPTY_POLICY, "n_validation_images": 20}
     write_policy(model, policy, evaluation=shown("first"))
-    write_counterfactuals(tmp_path, *BOTH, model_key=model_key(model))
+    write_counterfactuals(tmp_path, *BOTH, model_key=folder_model_key(model))
     (model / "notes.json").write_text("no JSON")  # a file of somebody else
     write_policy(model, policy, evaluation=shown("second"))
     requested = {"rate": "sensitivity", "target": 0.97, "threshold": 0.1, "guaranteed": True, "requested": True}
@@ -163,11 +166,29 @@ def test_counterfactuals_stay_those_of_a_model_whatever_later_evaluations_note(t
 def test_counterfactuals_of_other_nets_with_the_same_card_are_no_doubt(tmp_path: Path) -> None:
     cards = [save_corner_model(tmp_path / str(cell) / "model", cell=cell) / "model.json" for cell in (0, 15)]
     assert cards[0].read_bytes() == cards[1].read_bytes()
-    write_counterfactuals(tmp_path / "0", *BOTH, model_key=model_key(cards[1].parent))
+    write_counterfactuals(tmp_path / "0", *BOTH, model_key=folder_model_key(cards[1].parent))
     assert not list(counterfactual_doubts(tmp_path / "0", "test"))
-    write_counterfactuals(tmp_path / "0", *BOTH, model_key=model_key(cards[0].parent))
+    write_counterfactuals(tmp_path / "0", *BOTH, model_key=folder_model_key(cards[0].parent))
     assert len(list(counterfactual_doubts(tmp_path / "0", "test"))) == 2
-    assert model_key(tmp_path) == ""
+    assert folder_model_key(tmp_path) == ""
+
+
+def test_counterfactuals_stay_those_of_a_model_whose_card_is_brought_to_todays_format(tmp_path: Path) -> None:
+    model = save_corner_model(tmp_path / "model")
+    policy = {**EMPTY_POLICY, "n_validation_images": 20}
+    write_policy(model, policy)
+    card = json.loads((model / "model.json").read_text())
+    for member in card["members"]:
+        del member["training_features"]
+    (model / "model.json").write_text(json.dumps({**card, "format": 6}))
+    write_checksums(model)
+    loaded = load_model(model)
+    write_counterfactuals(tmp_path, *BOTH, model_key=loaded.model_key, files_sha256=loaded.files_sha256)
+    assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2, "the card is as it was"
+    write_policy(model, policy, evaluation=shown("first"))
+    assert json.loads((model / "model.json").read_text())["format"] == MODEL_JSON.format > 6
+    assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2, "the same card in today's format"
+    assert load_model(model).model_key == loaded.model_key == folder_model_key(model)
 
 
 def test_a_broken_card_is_another_model(tmp_path: Path) -> None:

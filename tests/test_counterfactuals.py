@@ -14,6 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from sklearn.linear_model import LogisticRegression
 
 import dermkit as dk
@@ -22,6 +24,8 @@ from dermkit.data.manifest import LesionClass
 from dermkit.data.synthetic.lesions import draw_photograph, make_lesion
 from dermkit.errors import DataError, UsageError
 from dermkit.images.preprocess import Preprocessing, resize_pixels
+from dermkit.models.card import WEIGHTS_FILE, read_card, write_policy
+from dermkit.models.checksums import VerifiedFiles, read_verified, write_checksums
 from dermkit.models.net import build_net
 from dermkit.models.weights import resolve_weights
 from dermkit.perturbation.artefacts import ARTEFACTS, add_artefact
@@ -30,10 +34,13 @@ from dermkit.perturbation.hiding import find_lesion, hide_background, hide_lesio
 from dermkit.perturbation.run import parse_image_count
 from dermkit.perturbation.selection import images_of_run, sample_units
 from dermkit.perturbation.sentences import Wording, artefact_sentence, signed
+from dermkit.prediction import predictor
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.runs.folder import RunFolder
+from dermkit.runs.layout import COUNTERFACTUALS
+from dermkit.runs.model_key import folder_model_key
 
 NAMES = [artefact.name for artefact in ARTEFACTS]
 SIDE = 32
@@ -327,6 +334,59 @@ def test_an_interrupted_run_is_continued(trained: Path, tmp_path: Path, monkeypa
     outcome = dk.counterfactuals(trained, out=out, artefacts=["crop"], device="cpu")
     assert len(calls) - first == outcome.n_images - 4
     assert json.loads((out / "counterfactuals.json").read_text())["is_complete"]
+
+
+def swap_nets(model: Path) -> None:
+    """Put other weights beside the same card."""
+    weights = load_safetensors((model / WEIGHTS_FILE).read_bytes())
+    (model / WEIGHTS_FILE).write_bytes(save_safetensors({name: value + 1 for name, value in weights.items()}))
+    write_checksums(model)
+
+
+@pytest.mark.parametrize("change", ["note in the card", "other nets"])
+def test_saved_answers_are_those_of_the_nets_whatever_was_noted_since(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    from dermkit.perturbation import scoring
+
+    run, score, n_scored = Path(shutil.copytree(trained, tmp_path / "run")), scoring._score, list[int]()
+
+    def interrupt_at_fifth(*args: object) -> object:
+        n_scored.append(1)
+        if len(n_scored) == 5:
+            raise KeyboardInterrupt
+        return score(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(scoring, "_score", interrupt_at_fifth)
+    with pytest.raises(KeyboardInterrupt):
+        dk.counterfactuals(run, artefacts=["crop"], device="cpu")
+    if change == "other nets":
+        swap_nets(run / "model")
+    else:
+        card = read_card(run / "model")
+        evaluation = {"split": "test", "n": 12, "outcome": "", "verdict": "Seen again.", "figures": {},
+                      "broken_guarantees": [], "is_of_single_nets": False}  # fmt: skip
+        write_policy(run / "model", card, evaluation=evaluation)
+        assert read_card(run / "model") != card
+    outcome = dk.counterfactuals(run, artefacts=["crop"], device="cpu")
+    assert len(n_scored) - 5 == outcome.n_images - 4 * (change == "note in the card")
+
+
+def test_counterfactuals_are_of_the_model_that_was_loaded(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other nets are put into the folder while the command runs."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    real, key = read_verified, folder_model_key(run / "model")
+
+    def read_then_swap(folder: Path) -> VerifiedFiles:
+        content = real(folder)
+        swap_nets(folder)
+        return content
+
+    monkeypatch.setattr(predictor, "read_verified", read_then_swap)
+    outcome = dk.counterfactuals(run, artefacts=["crop"], device="cpu")
+    assert COUNTERFACTUALS.read(outcome.out)["model_key"] == key != folder_model_key(run / "model")
 
 
 def test_a_sealed_test_split_is_left_alone(trained: Path, tmp_path: Path) -> None:

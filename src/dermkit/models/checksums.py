@@ -6,6 +6,7 @@ Two files cannot be replaced atomically, so their new hashes are first appended 
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from dermkit.errors import UntrustedError
 from dermkit.files import MAX_READ_BYTES, read_regular, sha256_bytes, sha256_file, write_text
@@ -76,9 +77,11 @@ class VerifiedFiles(dict[str, bytes]):
     """File name -> bytes of every listed file.
 
     sha256: names these bytes, whatever the folder holds later; the hash of SHA256SUMS as `write_checksums` writes it.
+    hashes: file name -> SHA-256 of its bytes.
     """
 
     sha256 = ""
+    hashes: Mapping[str, str] = MappingProxyType({})
 
 
 def read_verified(folder: Path) -> VerifiedFiles:
@@ -93,6 +96,7 @@ def read_verified(folder: Path) -> VerifiedFiles:
         sums[name] = sha256_bytes(content[name])
         if sums[name] not in hashes:
             raise _changed_file_error(folder / name, "nothing was predicted")
+    content.hashes = sums
     content.sha256 = sha256_bytes(_checksum_text(sums).encode())
     return content
 

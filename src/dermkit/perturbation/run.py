@@ -35,7 +35,6 @@ from dermkit.progress import Progress
 from dermkit.render.cells import defused
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RUN
-from dermkit.runs.model_key import model_key
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
@@ -194,7 +193,8 @@ def _change_and_write(
 ) -> CounterfactualOutcome:  # fmt: skip
     facts: dict[str, Any] = {
         "model_sha256": predictor.sha256,
-        "model_key": model_key(predictor.folder),
+        "files_sha256": predictor.files_sha256,
+        "model_key": predictor.model_key,
         "recipe": str(predictor.card["recipe"].get("name") or "unnamed"),
         "seed": settings.seed,
     }

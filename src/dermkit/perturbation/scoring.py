@@ -181,7 +181,7 @@ def _change_in_every_way(
 
 def _fingerprint(predictor: "Predictor", settings: ChangeSettings) -> str:
     variants = [(variant.name, variant.strength) for variant in settings.variants]
-    return fingerprint(predictor.sha256, variants, settings.seed, str(settings.masks))
+    return fingerprint(predictor.model_key, variants, settings.seed, str(settings.masks))
 
 
 def _save_answers(path: Path, key: str, answers: Answers, rows: pd.DataFrame) -> None:

@@ -60,7 +60,7 @@ from dermkit.models.net import Net
 from dermkit.models.net_fit import rebuild_net
 from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import parse_training_features
-from dermkit.models.training_images import parse_training_images, read_training_images
+from dermkit.models.training_images import parse_training_images
 from dermkit.prediction import image_forms
 from dermkit.prediction.decisions import broken_sentences, select_policy
 from dermkit.prediction.image_prediction import ImagePrediction, describe_scores, prediction_frame
@@ -71,12 +71,11 @@ from dermkit.prediction.pixels import DecodedImage, ImageScore, ImageSource, Pix
 from dermkit.progress import Progress
 from dermkit.recipes.schema import ModelSpec
 from dermkit.runs.layout import MODEL_FOLDER
+from dermkit.runs.model_key import model_key
 from dermkit.threads import cpu_count
 
 if TYPE_CHECKING:
     from dermkit.data.cache.store import StoredRows
-
-__all__ = ["Predictor", "load_model", "read_training_images"]
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 _ENGINE_LOCK = threading.Lock()
@@ -97,7 +96,7 @@ class Predictor:
     images that the training used, from the bytes that were verified. broken_guarantees: those that the test images
     broke, as the model says. training_features: what each net's training images look like to it, None where the folder
     holds none. session_engines: what runs each net in place of torch; () = torch. sha256: of model.json; files_sha256:
-    of the list of hashes of all files that were loaded, "" for a model that is in no folder.
+    of the list of hashes of all files that were loaded; model_key: of what decides answers. "" = in no folder.
     """
 
     folder: Path
@@ -113,6 +112,7 @@ class Predictor:
     training_features: tuple[ReferenceFeatures | None, ...] = ()
     session_engines: tuple[SessionEngine, ...] = ()
     files_sha256: str = ""
+    model_key: str = ""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -436,7 +436,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | 
         folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
         progress or Progress(), read_card_policy(folder, card),
         parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        tuple(features), files_sha256=file_bytes.sha256,
+        tuple(features), files_sha256=file_bytes.sha256, model_key=model_key(card, file_bytes.hashes),
     )  # fmt: skip
 
 

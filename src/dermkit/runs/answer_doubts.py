@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dermkit.files import json_text, sha256_bytes
+from dermkit.files import json_text, sha256_bytes, sha256_file
 from dermkit.runs.doubts import Doubt, has_reliable_interval
 from dermkit.runs.layout import (
     COUNTERFACTUALS,
@@ -16,7 +16,7 @@ from dermkit.runs.layout import (
     MODEL_FOLDER,
     OUT_OF_DISTRIBUTION,
 )
-from dermkit.runs.model_key import MODEL_CARD, model_key
+from dermkit.runs.model_key import MODEL_CARD, MODEL_CHECKSUMS, folder_model_key
 
 ARTEFACT_CHANGE = 0.1
 """An artefact is doubted where the whole interval of the mean change of the probability lies beyond this."""
@@ -64,8 +64,15 @@ def _is_of_model(model: Path, content: Mapping[str, Any]) -> bool:
     if not (model / MODEL_CARD).is_file():
         return True
     if key := content.get("model_key"):
-        return bool(key == model_key(model))
+        # The key of a card of an older format is known only to who loads it; an untouched folder has the same bytes.
+        return bool(key == folder_model_key(model) or _is_untouched(model, content.get("files_sha256")))
     return content.get("model_sha256") in _card_hashes(model / MODEL_CARD)
+
+
+def _is_untouched(model: Path, files_sha256: object) -> bool:
+    """Return whether SHA256SUMS of a model lists the files that had been loaded."""
+    checksum_file = model / MODEL_CHECKSUMS
+    return checksum_file.is_file() and sha256_file(checksum_file) == files_sha256
 
 
 def _card_hashes(card: Path) -> list[str]:
