@@ -254,6 +254,9 @@ def test_a_classifier_takes_fewer_views_where_all_of_them_are_too_many() -> None
     (svm,) = (candidate.recipe for candidate in plan.candidates if candidate.recipe.model.classifier)
     # Of 5 views twice .4 s times the square of 20, 320 s; of none 13 s: a twentieth of the hour lies between.
     assert svm.phases[0].views == 0 and plan.candidates[0].recipe.phases[0].views == 5
+    (choice,) = (one for one in plan.choices if one.name == "classifiers on frozen features")
+    assert choice.evidence.endswith("not measured, for lack of time: logistic regression, nearest neighbours")
+    assert "all take part" not in choice.would_change
 
 
 def test_a_fit_that_may_take_more_than_a_twentieth_of_the_time_does_not_take_part_and_the_plan_says_so() -> None:

@@ -135,14 +135,17 @@ def classifiers_choice(classifiers: Sequence[ClassifierDraft]) -> list[PlanChoic
         f"counted with {draft.bound:,.2g} s for {draft.n_rows:,}"
         for draft in classifiers
     )
+    measured = {draft.time.kind for draft in classifiers}
+    skipped = [title for kind, (_, title) in KIND_NAMES.items() if kind not in measured]
+    not_measured = f"; not measured, for lack of time: {', '.join(skipped)}" if skipped else ""
     return [
         PlanChoice(
             "classifiers on frozen features", ", ".join(entered) or "none",
             "features are computed already, so that a classifier on them costs its fit and the scoring; last of all, "
             f"since a fit cannot be ended within: one that is counted with more than {LONGEST_FIT * 100:g} % of the "
             "time, or with more than is left, does not take part",
-            f"measured on made features, extrapolated and times {FIT_SAFETY:g}: {bounds}",
-            "nothing: all take part" if len(entered) == len(classifiers)
+            f"measured on made features, extrapolated and times {FIT_SAFETY:g}: {bounds}{not_measured}",
+            "nothing: all take part" if len(entered) == len(KIND_NAMES)
             else f"more time, or fewer images (at most {MOST_ROWS:,} feature vectors a fit)",
         )
     ]  # fmt: skip
