@@ -17,14 +17,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 import dermkit as dk
 from dermkit.audit.split_view import read_audited_split
 from dermkit.audit.status import audit_state
+from dermkit.metrics.decisions.policy import CALIBRATION_FOLDS
+from dermkit.metrics.decisions.recalibration import fit_temperature_and_bias
 from dermkit.recipes.schema import load_recipe
-from dermkit.runs.folder import read_metrics
+from dermkit.runs.folder import RunFolder, read_metrics
 from dermkit.runs.migrations import run_1_to_2
 
 ARCHIVES = Path(__file__).parent / "data"
@@ -104,10 +107,33 @@ def test_a_report_is_written_from_old_repeats(old: Path) -> None:
     assert "2 runs" in dk.report(run_in(old, "tiny-repeats")).read_text()
 
 
+LOSS_OF_SEARCH_ENDED_EARLY, LOSS_OF_CALIBRATION = 0.7896573460284377, 0.9028593098189762
+"""Of `tiny`, calibrations with a bias, out of fold: the release before ended one search above the least loss."""
+
+
+def as_today(before: list[Any]) -> list[Any]:
+    return sorted(LOSS_OF_CALIBRATION if value == LOSS_OF_SEARCH_ENDED_EARLY else value for value in before)
+
+
+def test_the_fit_of_a_calibration_does_not_hang_on_the_last_bit_of_a_probability(old: Path) -> None:
+    run = RunFolder(run_in(old, "tiny"))
+    rows = run.predictions[run.predictions["split"] == "validation"]
+    y = np.array([run.class_names.index(label) for label in rows["label"]])
+    p = rows[[f"p_{name}" for name in run.class_names]].to_numpy()
+    group = np.unique(rows["image_id"].map(run.groups()), return_inverse=True)[1]
+    is_fitted = np.random.default_rng(0).permutation(group.max() + 1)[group] % CALIBRATION_FOLDS != 3
+    rng, fits = np.random.default_rng(0), []
+    for _ in range(20):
+        changed = p[is_fitted] * (1 + rng.normal(0, 1e-15, p[is_fitted].shape))
+        fits.append(fit_temperature_and_bias(y[is_fitted], changed))
+    assert [fit.temperature for fit in fits] == pytest.approx([0.05] * 20)
+    assert [fit.bias[1] for fit in fits] == pytest.approx([5.2773] * 20, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_evaluation_gives_an_old_run_the_same_figures(old: Path, name: str) -> None:
     run = run_in(old, name)
-    before = figures(read(run / "metrics.json"))
+    before = as_today(figures(read(run / "metrics.json")))
     options = dk.EvaluationOptions(
         official=name == "tiny",
         targets=(("sensitivity", 0.8),) if name == "tiny" else (),
@@ -136,7 +162,7 @@ def test_an_old_metrics_json_is_read_as_a_new_one(old: Path) -> None:
     )
     now = read_metrics(run)
     assert texts_of(now) == texts_of(migrated)
-    assert figures(now) == pytest.approx(figures(migrated), rel=1e-9, abs=1e-12)
+    assert figures(now) == pytest.approx(as_today(figures(migrated)), rel=1e-9, abs=1e-12)
 
 
 def test_the_model_of_an_old_run_is_not_rewritten_where_its_policy_stays(old: Path) -> None:
@@ -144,10 +170,10 @@ def test_the_model_of_an_old_run_is_not_rewritten_where_its_policy_stays(old: Pa
     files, card = {path.name: path.read_bytes() for path in model.iterdir()}, read(model / "model.json")
     dk.evaluate(model.parent)
     if read(model / "model.json") != card:
-        # The last digits of this processor, not that of the archive, make another policy; of that the same must hold.
+        # Another last digit or search makes another policy than the archive's; of that the same must hold.
         now = figures(read(model / "model.json")["calibration"])
         assert now != figures(card["calibration"])
-        assert now == pytest.approx(figures(card["calibration"]), rel=1e-9, abs=1e-12)
+        assert now == pytest.approx(as_today(figures(card["calibration"])), rel=1e-9, abs=1e-12)
         files = {path.name: path.read_bytes() for path in model.iterdir()}
         dk.evaluate(model.parent)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == files

@@ -98,18 +98,33 @@ def fit_temperature_and_bias(y_true: Ints, probabilities: Floats) -> Probability
     return ProbabilityCalibration("bias", float(np.exp(optimum[0])), tuple(float(value) for value in centred_bias))
 
 
+_MAX_SEARCHES = 10
+_LEAST_GAIN = 1e-9
+"""A search that gains less, in nats, has gone no further."""
 _OPTIMISER_OPTIONS: Any = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
 
 
 def _minimise(loss: _Loss, start: Floats, bounds: Sequence[tuple[float, float]]) -> Floats:
     """Return where a loss is least.
 
+    A search that ends before the least loss goes on from there. With 11 images one ended, or not, by the last bit of a
+    probability: at a loss of .643 where .563 could be reached.
+
     L-BFGS calls BLAS on a few numbers. On two threads, which wait for each other, a fit took 47 to 87 ms on a busy
     machine of two cores, and 4 ms on one, with the same bits.
     """
     with _blas_libraries().limit(limits=1):
-        optimum = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIMISER_OPTIONS)
+        optimum = _search(loss, start, bounds)
+        for _ in range(_MAX_SEARCHES - 1):
+            further = _search(loss, optimum.x, bounds)
+            if further.fun >= optimum.fun - _LEAST_GAIN:
+                break
+            optimum = further
     return np.asarray(optimum.x, dtype=np.float64)
+
+
+def _search(loss: _Loss, start: Floats, bounds: Sequence[tuple[float, float]]) -> Any:
+    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIMISER_OPTIONS)
 
 
 @functools.cache
