@@ -16,7 +16,7 @@ from dermkit.runs.layout import (
     MODEL_FOLDER,
     OUT_OF_DISTRIBUTION,
 )
-from dermkit.runs.model_key import MODEL_CARD, MODEL_CHECKSUMS, folder_model_key
+from dermkit.runs.model_key import folder_model_key, model_cards
 
 ARTEFACT_CHANGE = 0.1
 """An artefact is doubted where the whole interval of the mean change of the probability lies beyond this."""
@@ -61,18 +61,19 @@ def _is_of_model(model: Path, content: Mapping[str, Any]) -> bool:
 
     Those of an earlier version hold the hash of model.json alone, which notes of a second evaluation change.
     """
-    if not (model / MODEL_CARD).is_file():
+    cards = model_cards(model)
+    if not cards:
         return True
     if key := content.get("model_key"):
         # The key of a card of an older format is known only to who loads it; an untouched folder has the same bytes.
         return bool(key == folder_model_key(model) or _is_untouched(model, content.get("files_sha256")))
-    return content.get("model_sha256") in _card_hashes(model / MODEL_CARD)
+    return any(content.get("model_sha256") in _card_hashes(card) for card in cards)
 
 
 def _is_untouched(model: Path, files_sha256: object) -> bool:
-    """Return whether SHA256SUMS of a model lists the files that had been loaded."""
-    checksum_file = model / MODEL_CHECKSUMS
-    return checksum_file.is_file() and sha256_file(checksum_file) == files_sha256
+    """Return whether a model's list of checksums, its file without an ending, is of the files that had been loaded."""
+    lists = [path for path in model.iterdir() if not path.suffix and path.is_file()]
+    return any(sha256_file(path) == files_sha256 for path in lists)
 
 
 def _card_hashes(card: Path) -> list[str]:

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dermkit.files import canonical_json, read_regular, sha256_bytes
+from dermkit.files import canonical_json, read_regular, sha256_bytes, sha256_file
 
-MODEL_CARD, MODEL_CHECKSUMS = "model.json", "SHA256SUMS"
-"""Files of a model folder, as models/card.py and models/checksums.py call them: packages beside this one."""
 _NOTES = ("evaluation", "format")
 """Fields of model.json that change no answer: what test images showed, and how the file is written."""
 
@@ -29,13 +27,19 @@ def folder_model_key(model: Path) -> str:
     The card is not brought to today's format, which models/card.py alone can: one of an older format has another key
     than the model that was loaded from it.
     """
-    try:
-        card = json.loads(read_regular(model / MODEL_CARD))
-        lines = read_regular(model / MODEL_CHECKSUMS).decode("utf-8", "replace").splitlines()
-        parts = [line.partition("  ") for line in lines if not line.startswith("#")]
-        return model_key(card, {name: sha256 for sha256, _, name in parts})
-    except (OSError, ValueError):
-        return ""
+    for path in model_cards(model):
+        try:
+            card = json.loads(read_regular(path))
+        except (OSError, ValueError):  # another's file, or a broken card
+            continue
+        if isinstance(card, dict) and "members" in card:
+            return model_key(card, {path.name: sha256_file(path) for path in model.glob("*.safetensors")})
+    return ""
+
+
+def model_cards(model: Path) -> list[Path]:
+    """Return the JSON files of a model folder: the card, and what others put there."""
+    return sorted(model.glob("*.json"))
 
 
 def _answering(card: Any) -> Any:
