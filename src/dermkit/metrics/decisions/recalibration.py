@@ -107,8 +107,8 @@ _OPTIMISER_OPTIONS: Any = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 1000}
 def _minimise(loss: _Loss, start: Floats, bounds: Sequence[tuple[float, float]]) -> Floats:
     """Return where a loss is least.
 
-    A search that ends before the least loss goes on from there. With 11 images one ended, or not, by the last bit of a
-    probability: at a loss of .643 where .563 could be reached.
+    A search that ends before the least loss goes on from there. With 11 images the last bit of one number decided
+    whether a search ended at a loss of .643, where .563 can be reached.
 
     L-BFGS calls BLAS on a few numbers. On two threads, which wait for each other, a fit took 47 to 87 ms on a busy
     machine of two cores, and 4 ms on one, with the same bits.
