@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from dermkit.models.inference import (
     InferenceEngine,
     default_batch_size,
     fuse_batch_norm,
+    fused_backbone,
     normalise_on_device,
     parallel_batches,
     pick_device,
@@ -302,6 +305,85 @@ def test_where_not_even_one_image_fits_or_the_error_is_another_it_is_raised() ->
     forward._net.room = 0  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         forward(batch)
+
+
+def threads_here_and_in_a_new_thread() -> tuple[int, int]:
+    with ThreadPoolExecutor(1) as pool:
+        return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("build", [InferenceEngine, fused_backbone])
+def test_an_engine_built_while_another_thread_predicts_leaves_the_number_of_threads(
+    build: Callable[[nn.Module, Preprocessing], Any],
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    begun, built = threading.Event(), threading.Event()
+
+    def score(number: int) -> int:
+        begun.set()
+        assert built.wait(60)
+        return number
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: list(parallel_batches(score, [1], workers=1)))
+        try:
+            assert begun.wait(60)
+            build(net, ODD)
+        finally:
+            built.set()
+        assert other.result() == [1]
+    assert threads_here_and_in_a_new_thread() == (3, 3)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_caller_with_a_number_of_threads_of_its_own_does_not_hand_it_on() -> None:
+    def score_on_one_thread() -> int:
+        torch.set_num_threads(1)
+        assert torch.get_num_threads() == 1
+        set_elsewhere.set()
+        assert restored.wait(60)
+        list(parallel_batches(lambda number: number, [1], workers=1))
+        return torch.get_num_threads()
+
+    set_elsewhere, restored = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(score_on_one_thread)
+        assert set_elsewhere.wait(60)
+        torch.set_num_threads(3)  # what new threads take is 3 again, while the other thread keeps 1
+        restored.set()
+        assert other.result() == 1
+    assert threads_here_and_in_a_new_thread() == (3, 3)
+
+
+def test_a_caller_that_never_asked_for_its_number_keeps_it() -> None:
+    script = (
+        "import torch\n"
+        "from dermkit.models.inference import parallel_batches\n"
+        "torch.set_num_threads(3)\n"
+        "stream = parallel_batches(lambda number: number, range(9), workers=2)\n"
+        "print([torch.get_num_threads() for _ in stream], torch.get_num_threads())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{[3] * 9} 3\n"
+
+
+def test_a_prediction_that_is_left_when_python_ends_says_nothing() -> None:
+    script = (
+        "from dermkit.models.inference import parallel_batches\n"
+        "stream = parallel_batches(lambda number: number, iter(range(100)), workers=2)\n"
+        "print(next(stream))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_the_number_of_threads_is_given_back() -> None:

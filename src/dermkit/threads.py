@@ -97,23 +97,44 @@ class SharedContext:
 
 
 class SharedSetting:
-    """A number of the whole process that several threads change at once, restored when the last of them is done."""
+    """A number that each thread has for itself, and that a new thread takes from the one that set it last.
+
+    What new threads take is restored when the last of several users is done. It is read and written in new threads: a
+    caller's own number may be another, and is not to be changed.
+    """
 
     def __init__(self, read: Callable[[], int], write: Callable[[int], None]) -> None:
         self._read, self._write = read, write
         self._context = SharedContext(self._restored_once)
 
     def restored(self) -> AbstractContextManager[None]:
-        """Let the block change the number; afterwards it is what it was before the first such block began."""
+        """Let threads of the block change the number; new threads then take what they did before the first such block.
+
+        The block must not change the number of its own thread.
+        """
+        self._read()  # torch gives a thread its number when it first asks, which must not happen within the block
         return self._context.shared()
 
     @contextmanager
     def _restored_once(self) -> Iterator[None]:
-        first_value = self._read()
+        first_value = _in_new_thread(self._read)
         try:
             yield
         finally:
-            self._write(first_value)
+            self._restore(first_value)
+
+    def _restore(self, value: int) -> None:
+        try:
+            _in_new_thread(lambda: self._write(value))
+        except RuntimeError:
+            # Python is ending: it starts no thread any more that could take the number.
+            if threading.main_thread().is_alive():
+                raise
+
+
+def _in_new_thread(function: Callable[[], Output]) -> Output:
+    with ThreadPoolExecutor(1, thread_name_prefix="setting") as pool:
+        return pool.submit(function).result()
 
 
 def _threads_of(pool: ThreadPoolExecutor) -> list[threading.Thread]:

@@ -117,16 +117,16 @@ class InferenceEngine:
         self.say = say
         # Threads take turns on a GPU: two batches at once would only share it, and need the memory of both.
         self._device_lock = threading.Lock() if self.device.type == "cuda" else nullcontext()
-        self._preprocessing, self._tables = preprocessing, _normalisation_tables(preprocessing)
-        self._net = net
-        size = preprocessing.size
-        with _TORCH_THREADS.restored(), exact_float32(self.device):
-            torch.set_num_threads(1)  # sums round by the number of threads, and fused or not must not depend on it
-            probes = self._inputs(probe_images(size))
-            with torch.inference_mode():
-                check_finite(net(probes), "the model", [f"test picture {n}" for n in range(1, 5)])
-            fused_net = fuse_batch_norm(net, probes)
+        self._net, self._preprocessing, self._tables = net, preprocessing, _normalisation_tables(preprocessing)
+        (fused_net,) = parallel_batches(self._fuse, [probe_images(preprocessing.size)], workers=1)
         self._net, self.net_variant = (fused_net, FUSED_NET) if fused_net is not None else (net, UNFUSED_NET)
+
+    def _fuse(self, images: NDArray[np.uint8]) -> nn.Module | None:
+        with exact_float32(self.device):  # sums round by the number of threads: `parallel_batches` gives it one
+            probes = self._inputs(images)
+            with torch.inference_mode():
+                check_finite(self._net(probes), "the model", [f"test picture {n}" for n in range(1, 5)])
+            return fuse_batch_norm(self._net, probes)
 
     def __call__(
         self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
@@ -341,13 +341,13 @@ def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Mod
 
     `FUSED_NET` where fusion leaves its outputs within `_FUSION_TOLERANCE`, else `UNFUSED_NET` and the net itself.
     """
-    device = next(net.parameters()).device
-    with _TORCH_THREADS.restored(), exact_float32(device):
-        torch.set_num_threads(1)
-        probes = normalise_by_table(probe_images(preprocessing.size), _normalisation_tables(preprocessing)).to(
-            device
-        )
-        fused_net = fuse_batch_norm(net, probes)
+    device, tables = next(net.parameters()).device, _normalisation_tables(preprocessing)
+
+    def fuse(images: NDArray[np.uint8]) -> nn.Module | None:
+        with exact_float32(device):
+            return fuse_batch_norm(net, normalise_by_table(images, tables).to(device))
+
+    (fused_net,) = parallel_batches(fuse, [probe_images(preprocessing.size)], workers=1)
     return (net, UNFUSED_NET) if fused_net is None else (fused_net, FUSED_NET)
 
 
