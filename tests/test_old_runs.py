@@ -120,7 +120,7 @@ def test_the_fit_of_a_calibration_does_not_hang_on_the_last_bit_of_a_probability
     rows = run.predictions[run.predictions["split"] == "validation"]
     y = np.array([run.class_names.index(label) for label in rows["label"]])
     p = rows[[f"p_{name}" for name in run.class_names]].to_numpy()
-    group = np.unique(rows["image_id"].map(run.groups()), return_inverse=True)[1]
+    group = np.unique(rows["image_id"].map(run.groups() or {}), return_inverse=True)[1]
     is_fitted = np.random.default_rng(0).permutation(group.max() + 1)[group] % CALIBRATION_FOLDS != 3
     rng, fits = np.random.default_rng(0), []
     for _ in range(20):
