@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from dermkit.errors import RunInterrupt
 from dermkit.models.net import Net, freeze, set_train_mode
 from dermkit.recipes.experiments import full_phase, head_phase
 from dermkit.recipes.schema import Recipe
@@ -21,7 +20,7 @@ from dermkit.training.distributed.process_group import process_group_of
 from dermkit.training.phase_setup import make_pixel_source
 from dermkit.training.state import TrainingHooks, TrainingState
 from dermkit.training.validation import validation_metrics
-from test_engine import AVERAGED, MIXED, PIXELS
+from test_engine import AVERAGED, PIXELS
 from test_train import SMALL, equal, make_job, make_net, run, state
 
 N_TRAIN = 44
@@ -113,20 +112,6 @@ def test_training_itself_does_not_change(tmp_path: Path, recipe: Recipe) -> None
     one, other = ({name: value.data for name, value in net.named_parameters()} for net in (with_estimate, without))
     assert equal(one, other)
     assert not equal(buffers(with_estimate), buffers(without))
-
-
-@pytest.mark.parametrize("recipe", [MIXED, AVERAGED], ids=["mixed", "averaged"])
-def test_stopped_at_every_batch_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
-    recipe = estimating(recipe, 20)
-    alone, _ = run(recipe, tmp_path / "alone")
-    hooks = TrainingHooks(should_stop=lambda: True)
-    for _ in range(100):
-        try:
-            net, _ = run(recipe, tmp_path / "often", hooks=hooks)
-            break
-        except RunInterrupt:
-            pass
-    assert equal(state(alone), state(net))
 
 
 def test_frozen_statistics_and_cached_features_stay_what_they_were(tmp_path: Path) -> None:

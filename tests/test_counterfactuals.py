@@ -314,18 +314,24 @@ def check_report_lines(content: dict[str, Any], folder: Path) -> None:
     assert read_counterfactuals(run, "test") is None
 
 
-def test_an_interrupted_run_is_continued(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def interrupt_at_fifth_image(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Interrupt scoring at its fifth image, once; returns a list that gets an entry for each image."""
     from dermkit.perturbation import scoring
 
-    score, out, calls = scoring._score, tmp_path / "out", []
+    score, n_scored = scoring._score, list[int]()
 
     def interrupt_at_fifth(*args: object) -> object:
-        calls.append(1)
-        if len(calls) == 5:
+        n_scored.append(1)
+        if len(n_scored) == 5:
             raise KeyboardInterrupt
         return score(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(scoring, "_score", interrupt_at_fifth)
+    return n_scored
+
+
+def test_an_interrupted_run_is_continued(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, calls = tmp_path / "out", interrupt_at_fifth_image(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         dk.counterfactuals(trained, out=out, artefacts=["crop"], device="cpu")
     content = json.loads((out / "counterfactuals.json").read_text())
@@ -347,17 +353,7 @@ def swap_nets(model: Path) -> None:
 def test_saved_answers_are_those_of_the_nets_whatever_was_noted_since(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    from dermkit.perturbation import scoring
-
-    run, score, n_scored = Path(shutil.copytree(trained, tmp_path / "run")), scoring._score, list[int]()
-
-    def interrupt_at_fifth(*args: object) -> object:
-        n_scored.append(1)
-        if len(n_scored) == 5:
-            raise KeyboardInterrupt
-        return score(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(scoring, "_score", interrupt_at_fifth)
+    run, n_scored = Path(shutil.copytree(trained, tmp_path / "run")), interrupt_at_fifth_image(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         dk.counterfactuals(run, artefacts=["crop"], device="cpu")
     if change == "other nets":

@@ -60,7 +60,16 @@ def test_workers_change_nothing(tmp_path: Path, recipe: Recipe) -> None:
         assert equal(state(alone), state(net))
 
 
-@pytest.mark.parametrize("recipe", [PIXELS, MIXED, AVERAGED], ids=["plain", "mixed", "averaged"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        PIXELS,
+        MIXED,
+        AVERAGED,
+        *(replace(recipe, optim=replace(recipe.optim, batch_norm_images=20)) for recipe in (MIXED, AVERAGED)),
+    ],
+    ids=["plain", "mixed", "averaged", "mixed, batch norm", "averaged, batch norm"],
+)
 def test_stopped_at_every_batch_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
     alone, progress = run(recipe, tmp_path / "alone")
     hooks = TrainingHooks(should_stop=lambda: True)

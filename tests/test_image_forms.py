@@ -32,6 +32,7 @@ from dermkit.models.inference import InferenceEngine, exact_float32
 from dermkit.runs.predictions import prediction_columns
 from dermkit.threads import RESULTS_PER_THREAD, SharedSetting
 from made_images import ADOBE_RGB, chunk, encoded, flat, frames, orientation_exif, png, speckled, tiff
+from test_images import MODES as FILE_MODES
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "predict.md"
 Pixels = NDArray[np.uint8]
@@ -100,12 +101,7 @@ def as_mode(image: Image.Image, mode: str) -> Image.Image:
     return (image.convert("P") if mode == "PA" else image.convert("RGB")).convert(mode)
 
 
-MODES = {
-    "JPEG": ("L", "RGB", "CMYK"),
-    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
-    "WEBP": ("RGB", "RGBA"),
-    "TIFF": ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "F"),
-}
+MODES = {stored: modes for stored, modes in FILE_MODES.items() if stored != "BMP"}
 
 
 @settings(max_examples=120, deadline=None)

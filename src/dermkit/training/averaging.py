@@ -4,7 +4,7 @@ The net's own tensors stay the raw ones, which the optimizer changes; the averag
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,11 @@ class WeightAverage:
         load_tensors(net, self.tensors)
 
     @torch.no_grad()
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace averaged tensors by others: statistics that were computed for the averaged weights."""
-        for name, tensor in tensors.items():
-            self.tensors[name].copy_(tensor)
+    def read_from(self, net: nn.Module) -> None:
+        """Copy the average back from a net that holds it, with statistics that were computed for its weights."""
+        state = net.state_dict()
+        for name, tensor in self.tensors.items():
+            tensor.copy_(state[name])
 
     @contextlib.contextmanager
     def applied(self, net: nn.Module) -> Iterator[None]:

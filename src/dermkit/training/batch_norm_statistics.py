@@ -30,19 +30,19 @@ def estimate_batch_norm(state: TrainingState, source: object, *, epoch: int, max
     drawn by seed and epoch; every rank takes its part of each pass. max_pass_size: of a rank, 0 = no limit.
     """
     n_images = state.job.recipe.optim.batch_norm_images
-    layers = {
-        name: layer
-        for name, layer in state.net.named_modules()
+    layers = [
+        layer
+        for layer in state.net.modules()
         if isinstance(layer, _BatchNorm) and layer.training and layer.track_running_stats
-    }
+    ]
     if not (n_images and layers and isinstance(source, PixelSource)):
         return
     passes = _passes(state, source, n_images, epoch, max_pass_size)
     average = state.average
     with average.applied(state.net) if average else contextlib.nullcontext():
-        _run(state.net, list(layers.values()), (source.plain_inputs(rows) for rows in passes))
+        _run(state.net, layers, (source.plain_inputs(rows) for rows in passes))
         if average:
-            average.take(_statistics(layers))
+            average.read_from(state.net)
 
 
 def _passes(
@@ -75,12 +75,3 @@ def _run(net: nn.Module, layers: list[_BatchNorm], batches: Iterator[tuple[Tenso
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-
-
-def _statistics(layers: dict[str, _BatchNorm]) -> dict[str, Tensor]:
-    """Return name in the net's state -> buffer of the layers."""
-    return {
-        f"{prefix}.{name}" if prefix else name: buffer
-        for prefix, layer in layers.items()
-        for name, buffer in layer.named_buffers(recurse=False)
-    }

@@ -266,13 +266,12 @@ class PixelSource:
 
     def plain_inputs(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """Return samples `rows` as validation images are given: (B, 3, S, S) float32, and metadata, (B, M) float32."""
-        image_rows, metadata = self.samples.rows[rows], self.samples.metadata
-        vectors = () if metadata is None else (torch.from_numpy(metadata.vectors[image_rows]).to(self.device),)
-        return self._normalise(self._unit_pixels(image_rows)), *vectors
+        image_rows = self.samples.rows[rows]
+        return self._plain_batch(image_rows), *self._plain_metadata(image_rows)
 
     def validation_batch(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Return validation images `rows`, (B, 3, S, S) float32, normalised and not augmented."""
-        return self._normalise(self._unit_pixels(self.validation_rows[rows]))
+        return self._plain_batch(self.validation_rows[rows])
 
     def validation_logits(self, net: "Net", rows: NDArray[np.int64]) -> torch.Tensor:
         """Return the whole net's logits of validation images `rows`, (B, K) float32."""
@@ -281,10 +280,14 @@ class PixelSource:
 
     def validation_metadata(self, rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         """Return the second input of validation images `rows`, (B, M) float32; () without one."""
+        return () if self.samples.metadata is None else self._plain_metadata(self.validation_rows[rows])
+
+    def _plain_batch(self, image_rows: NDArray[np.int64]) -> torch.Tensor:
+        return self._normalise(self._unit_pixels(image_rows))
+
+    def _plain_metadata(self, image_rows: NDArray[np.int64]) -> tuple[torch.Tensor, ...]:
         metadata = self.samples.metadata
-        if metadata is None:
-            return ()
-        return (torch.from_numpy(metadata.vectors[self.validation_rows[rows]]).to(self.device),)
+        return () if metadata is None else (torch.from_numpy(metadata.vectors[image_rows]).to(self.device),)
 
     def _augment(
         self, rows: NDArray[np.int64], *, epoch: int, seed: int, copies_only: bool = False
