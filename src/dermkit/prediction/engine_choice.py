@@ -158,10 +158,7 @@ def _fastest(predictor: "Predictor", load: _Load, progress: Progress) -> "Predic
                     candidates[engine] = _with_engine(predictor, engine, files, load.threads)
                 except UntrustedError as error:
                     progress.say(f"{error.message}: it is left out")
-    except (
-        UsageError,
-        ResourceError,
-    ) as error:  # a net that ONNX does not hold, or memory that is too small for it
+    except (UsageError, ResourceError) as error:  # ONNX does not hold the net, or memory does not hold both
         progress.say(f"engine: torch, since {error.message}")
         return predictor
     for engine, candidate in tuple(candidates.items()):
