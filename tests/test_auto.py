@@ -44,11 +44,11 @@ Invoke = Callable[..., tuple[int, str, str]]
 
 
 def small_plan(dataset: dk.Dataset, tiny: Recipe, *, seconds: float, n_trained_folds: int = 2) -> AutoPlan:
-    """Return a plan of two recipes that train in a second each."""
+    """Return a plan of two recipes that train in a second each, from two seeds."""
     split = fold_split(profile_dataset(dataset), 2, 0)
     recipes = (
         replace(tiny, name="first", split=split),
-        replace(tiny, name="second", split=split, optim=replace(tiny.optim, batch_size=6)),
+        replace(tiny, name="second", split=split, optim=replace(tiny.optim, batch_size=6), seed=tiny.seed + 1),
     )
     choice = PlanChoice("folds", "2", "a reason", "evidence", "more time")
     candidates = tuple(Candidate(recipe, None, 2.0) for recipe in recipes)

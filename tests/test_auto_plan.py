@@ -184,7 +184,10 @@ def test_every_plan_ends_in_time_or_is_the_least_there_is(
     assert plan.n_trained_folds in (1, plan.n_folds)
     for candidate in plan.candidates:
         assert parse_recipe(recipe_to_dict(candidate.recipe), "a plan") == candidate.recipe
-        assert candidate.recipe.seed == 3 and candidate.recipe.split.folds == plan.n_folds <= 5
+        assert candidate.recipe.split.folds == plan.n_folds <= 5 and candidate.recipe.split.seed == 3
+        assert candidate.recipe.seed in (3, 4, 5) and (candidate.recipe.seed == 3) == (
+            "seed" not in candidate.recipe.name
+        )
         speed = nets[0].speed.frozen if candidate is plan.candidates[0] else None
         assert candidate.recipe.phases[0].train_backbone == ("none" if speed else "all")
     assert all(one.reason and one.evidence and one.would_change for one in plan.choices)
@@ -284,6 +287,35 @@ def test_classifiers_keep_no_whole_net_out_and_leave_it_eight_epochs() -> None:
         assert len(epochs(beside)) == len(epochs(alone))
         assert epochs(beside) == epochs(alone) or min(epochs(beside)) >= 8
     assert kinds(beside) and epochs(beside) == [16]
+
+
+def test_time_that_is_left_goes_to_further_seeds_of_nets_that_have_all_their_epochs() -> None:
+    one_net = plan_of(BALANCED, seconds=3600.0).candidates
+    spent = sum(candidate.seconds for candidate in one_net)
+    for n_further, seconds in ((0, 3600.0), (1, 3600.0 + 2700.0), (2, 20_000.0), (2, 1e6)):
+        plan = plan_of(BALANCED, seconds=seconds)
+        _, trained, *further = (candidate.recipe for candidate in plan.candidates)
+        assert [recipe.seed for recipe in further] == [4, 5][:n_further]
+        for recipe in further:
+            assert recipe.name == f"{trained.name}-seed-{recipe.seed}"
+            assert replace(recipe, name=trained.name, seed=3) == trained, "the same folds, test images and fields"
+        (choice,) = (choice for choice in plan.choices if choice.name == "further seeds")
+        assert choice.value == (", ".join(recipe.name for recipe in further) or "none")
+        assert ("more time" in choice.would_change) == (n_further < 2)
+    # By hand: 2,282 s for a whole net more, of .85 of the time.
+    assert 0.85 * (3600 + 2700) - 4 > spent + 2282 > 0.85 * 3600 - 4
+
+
+def test_a_net_that_could_take_more_epochs_gets_no_further_seed() -> None:
+    for seconds in (300.0, 1200.0, 2000.0):
+        plan = plan_of(BALANCED, seconds=seconds)
+        assert plan.candidates[1].recipe.phases[0].epochs < 16
+        assert len(plan.candidates) == 2 and all(choice.name != "further seeds" for choice in plan.choices)
+
+
+def test_of_two_nets_each_gets_its_second_seed_before_one_gets_a_third() -> None:
+    plan = plan_of(BALANCED, net("a"), net("b"), seconds=12_000.0)
+    assert [one.recipe.name for one in plan.candidates[3:]] == ["finetuned-a-seed-4", "finetuned-b-seed-4"]
 
 
 def test_a_net_of_random_weights_has_no_classifier() -> None:

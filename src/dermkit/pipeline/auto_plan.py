@@ -1,9 +1,9 @@
 """From a data set's profile, the machine's speed and a time to a few recipes, each choice with its reason.
 
 The order of the race is fixed: a frozen net first, since it is never long; then whole nets, those given first; then
-classifiers on the frozen net's features, which cannot be ended at a deadline; then the ensemble of all, which costs
-seconds. All train on the same folds of the images outside the test split, so that their
-out-of-fold predictions can be compared image by image.
+classifiers on the frozen net's features, which cannot be ended at a deadline; then the whole nets from further seeds,
+where the time allows; then the ensemble of all, which costs seconds. All train on the same folds of the images outside
+the test split, so that their out-of-fold predictions can be compared image by image.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from dermkit.pipeline.auto_reasons import (
     folds_choice,
     ids_choice,
     imbalance_choice,
+    seeds_choice,
     trained_choice,
 )
 from dermkit.pipeline.auto_recipes import (
@@ -33,6 +34,7 @@ from dermkit.pipeline.auto_recipes import (
     epochs_that_fit,
     fastest_net,
     first_candidate,
+    further_seeds,
     logit_adjustment,
     trained_recipe,
 )
@@ -112,10 +114,11 @@ def make_plan(
         *ids_choice(profile),
         *audit_choice(profile),
     )
-    fitted = (draft.candidate for draft in classifiers if draft.candidate)
+    candidates = (first, *trained, *(draft.candidate for draft in classifiers if draft.candidate))
+    further = further_seeds(candidates, budget - _total_seconds(candidates))
     return AutoPlan(
         seconds=seconds, decoding=decoding, n_folds=drafts.n_folds, n_trained_folds=drafts.n_trained_folds,
-        candidates=(first, *trained, *fitted), choices=choices,
+        candidates=(*candidates, *further), choices=(*choices, *seeds_choice(candidates, further)),
     )  # fmt: skip
 
 

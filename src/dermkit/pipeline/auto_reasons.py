@@ -10,6 +10,7 @@ from dermkit.pipeline.auto_recipes import (
     MOST_ADJUSTED,
     MOST_EPOCHS,
     MOST_ROWS,
+    MOST_SEEDS,
     SHORTEST_TRAINING,
     USABLE_FRACTION,
     Candidate,
@@ -147,6 +148,27 @@ def classifiers_choice(classifiers: Sequence[ClassifierDraft]) -> list[PlanChoic
             f"measured on made features, extrapolated and times {FIT_SAFETY:g}: {bounds}{not_measured}",
             "nothing: all take part" if len(entered) == len(KIND_NAMES)
             else f"more time, or fewer images (at most {MOST_ROWS:,} feature vectors a fit)",
+        )
+    ]  # fmt: skip
+
+
+def seeds_choice(candidates: Sequence[Candidate], further: Sequence[Candidate]) -> list[PlanChoice]:
+    """Return which whole nets are trained from further seeds; nothing where none has all its epochs."""
+    seconds = {
+        one.recipe.name: one.seconds for one in candidates
+        if one.recipe.phases[0].train_backbone == "all" and one.recipe.phases[0].epochs == MOST_EPOCHS
+    }  # fmt: skip
+    if not seconds:
+        return []
+    costs = "; ".join(f"{name} takes {cost:,.0f} s" for name, cost in seconds.items())
+    is_full = len(further) == (MOST_SEEDS - 1) * len(seconds)
+    return [
+        PlanChoice(
+            "further seeds", ", ".join(one.recipe.name for one in further) or "none",
+            f"no net gets more than {MOST_EPOCHS} epochs; the mean of nets from several seeds is more often right than "
+            "one of them (Lakshminarayanan 2017)",
+            f"planned from the measured speed: {costs}",
+            f"nothing: no recipe gets more than {MOST_SEEDS} seeds" if is_full else "more time",
         )
     ]  # fmt: skip
 

@@ -33,6 +33,9 @@ MOST_EPOCHS = 16
 SHORTEST_TRAINING = TrainingLength(epochs=4, steps=150)
 """A whole net that is trained for less is not trained: its head has hardly moved. Three epochs of isic9 gave what a
 frozen net gave (log/LOG.md)."""
+MOST_SEEDS = 3
+"""Nets of one recipe from different seeds; the gain of an ensemble is largest for its first members (Lakshminarayanan
+2017, figure 2)."""
 WANTED_TRAINING = TrainingLength(epochs=8, steps=400)
 """More folds are trained only if the first whole net still gets this much. Chosen, not measured."""
 _SCORING_PART = 0.15
@@ -160,6 +163,26 @@ def epochs_that_fit(drafts: RaceDrafts, net: MeasuredNet, budget: float) -> int:
     """Return the epochs of a whole net that fit into some seconds, on all folds; at most `MOST_EPOCHS`."""
     one, two = (drafts.seconds(trained_recipe(drafts, net, epochs, budget), net.speed) for epochs in (1, 2))
     return max(0, min(MOST_EPOCHS, int((budget - one) / (two - one)) + 1)) if budget >= one else 0
+
+
+def further_seeds(candidates: Sequence[Candidate], budget: float) -> list[Candidate]:
+    """Return the whole nets of a race once more, each from further seeds, as many as fit into so many seconds.
+
+    Only nets that have all the epochs that a net gets: for others more epochs are worth more than another seed.
+    """
+    whole = [
+        one for one in candidates
+        if one.recipe.phases[0].train_backbone == "all" and one.recipe.phases[0].epochs == MOST_EPOCHS
+    ]  # fmt: skip
+    further = []
+    for step in range(1, MOST_SEEDS):
+        for candidate in whole:
+            if candidate.seconds <= budget:
+                seed = candidate.recipe.seed + step
+                recipe = replace(candidate.recipe, name=f"{candidate.recipe.name}-seed-{seed}", seed=seed)
+                further.append(replace(candidate, recipe=recipe))
+                budget -= candidate.seconds
+    return further
 
 
 def logit_adjustment(profile: DatasetProfile) -> float:
