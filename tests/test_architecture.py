@@ -26,7 +26,7 @@ LEVELS = {
     "evaluation": 7, "comparison": 7, "explanation": 7, "perturbation": 7, "export": 7,
     "training": 6, "prediction": 6,
     "audit": 5, "lint": 5, "models": 5, "runs": 5,
-    "data": 4,
+    "data": 4, "prediction_log": 4,
     "render": 3,
     "recipes": 2, "metrics": 2, "images": 2,
     "files": 1, "progress": 1, "threads": 1,

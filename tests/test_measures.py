@@ -19,11 +19,11 @@ from dermkit.audit.scan.measures import (
     TEXT_COLUMNS,
     empty_measures,
     measure,
-    reduce_pixels,
 )
 from dermkit.data.synthetic.lesions import ARTEFACT_RATES, CLASSES, draw_photograph, make_lesion, random_artefacts
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.jpeg_tables import UNKNOWN_TABLES, JpegTables, read_jpeg_tables
+from dermkit.images.statistics import reduce_pixels
 
 Pixels = NDArray[np.uint8]
 MADE = {"hair": "hair", "ruler": "ruler", "ink": "ink", "dark_corners": "dark_corner"}

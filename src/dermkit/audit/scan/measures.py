@@ -1,18 +1,13 @@
 """The measures of an image: file, light, sharpness, border, artefacts."""
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.ndimage import uniform_filter
 
 from dermkit.audit.scan.artefacts import ARTEFACT_COLUMNS, score_artefacts
 from dermkit.images.decode import LesionImage
 from dermkit.images.jpeg_tables import read_jpeg_tables
+from dermkit.images.statistics import DARK_PIXEL, grey_of, reduce_pixels, sharpness_of
 
-MEASURE_SIDE = 256
-"""Longest side, in pixels, of the reduced image on which all but the file is measured."""
 BORDER_FRACTION = 0.05
 """Width of the border, as a fraction of the shorter side."""
 
@@ -33,11 +28,7 @@ fine over medium detail; 0.7 to 1.8 in focus, depending on the set, and less wit
 and blue, 0..255; border_spread: standard deviation of the border's grey levels. Artefacts: scores of 0..1.
 """
 
-DARK_PIXEL, BRIGHT_PIXEL = 30, 245
-_EDGE_LEVEL = 15.0
-"""Difference in grey levels from the surroundings from which a pixel is an edge and not detail."""
-_ROUNDING_VARIANCE = 0.2
-"""Variance that rounding to grey levels (1/12) and good JPEG compression leave in an image without detail."""
+BRIGHT_PIXEL = 245
 
 
 def empty_measures() -> dict[str, float | str]:
@@ -59,22 +50,14 @@ def measure(image: LesionImage, file_bytes: bytes) -> dict[str, float | str]:
     row |= {"width": float(width), "height": float(height)}
     try:
         planes = reduce_pixels(image.pixels)
-        grey = np.float32(0.299) * planes[0] + np.float32(0.587) * planes[1] + np.float32(0.114) * planes[2]
-        row |= _light_measures(planes, grey) | _border_measures(planes, grey) | {"sharpness": _sharpness(grey)}
+        grey = grey_of(planes)
+        row |= _light_measures(planes, grey) | _border_measures(planes, grey) | {"sharpness": sharpness_of(grey)}
         row |= score_artefacts(planes)
     except MemoryError:  # says nothing of the picture
         raise
     except Exception:  # noqa: BLE001  one odd picture must not end the scan of a hundred thousand
         return row
     return row
-
-
-def reduce_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return (3, h, w) float32, 0..255, by whole-number box reduction to at most `MEASURE_SIDE` pixels a side."""
-    factor = -(-max(pixels.shape[:2]) // MEASURE_SIDE)
-    if factor > 1:
-        pixels = np.asarray(Image.fromarray(pixels).reduce(factor))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
 
 def _light_measures(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> dict[str, float]:
@@ -102,21 +85,3 @@ def _border_measures(planes: NDArray[np.float32], grey: NDArray[np.float32]) -> 
     mask[border_width:-border_width, border_width:-border_width] = False
     red, green, blue = (float(value) for value in planes[:, mask].mean(axis=1))
     return {"border_r": red, "border_g": green, "border_b": blue, "border_spread": float(grey[mask].std())}
-
-
-def _sharpness(grey: NDArray[np.float32]) -> float:
-    """Return the strength of detail of 1 to 2 pixels over that of 2 to 5: independent of contrast and light.
-
-    Strong edges and black surroundings are left out: the rim of a round field would outweigh all inside it.
-    """
-    if min(grey.shape) < 8:
-        return float("nan")
-    rows = grey[2:] + grey[1:-1] + grey[:-2]
-    smoothed = (rows[:, 2:] + rows[:, 1:-1] + rows[:, :-2]) * np.float32(1 / 9)
-    coarse_detail = smoothed - uniform_filter(smoothed, 5, mode="nearest")
-    fine_detail = grey[1:-1, 1:-1] - smoothed
-    is_used = (np.abs(coarse_detail) < _EDGE_LEVEL) & (smoothed > DARK_PIXEL)
-    if is_used.sum() < 0.1 * is_used.size:
-        return float("nan")
-    strength = float(np.square(fine_detail[is_used]).mean()) - _ROUNDING_VARIANCE
-    return math.sqrt(max(strength, 0.0) / max(float(np.square(coarse_detail[is_used]).mean()), 0.3))
