@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.schema import CreateTable
 
 from dermkit.errors import DataError, OutputError, UsageError
@@ -308,6 +307,7 @@ def test_sqlite_syncs_each_commit_and_the_file_is_the_owners(tmp_path: Path) -> 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> None:
     log = make_log(tmp_path)
+    postgresql = open_engine(parse_address("postgresql://db.example/log"), writes=False).dialect
     for table in (*CHAINS.values(), HEADS):
         columns = {
             name: (kind, required)
@@ -324,7 +324,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
             name for _, name, *_ in stored(log, f"PRAGMA index_list({table.name})") if "autoindex" not in name
         }
         assert indexes == {index.name for index in table.indexes}
-        assert "BIGINT" in str(CreateTable(table).compile(dialect=PGDialect_psycopg()))
+        assert "BIGINT" in str(CreateTable(table).compile(dialect=postgresql))
 
 
 def test_a_newer_schema_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -341,13 +341,13 @@ def test_an_older_schema_is_for_the_server_to_upgrade(tmp_path: Path, monkeypatc
     log = make_log(tmp_path)
     folder = tmp_path / "migrations"
     folder.mkdir()
-    source = schema.MIGRATIONS / "v1_tables.py"
+    source = schema.MIGRATION_FOLDER / "v1_tables.py"
     (folder / "v1_tables.py").write_text(source.read_text())
     (folder / "v2_more.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\nrevision, down_revision = '2', '1'\n"
         "def upgrade():\n    op.add_column('predictions', sa.Column('more', sa.Text()))\n"
     )
-    monkeypatch.setattr(schema, "MIGRATIONS", folder)
+    monkeypatch.setattr(schema, "MIGRATION_FOLDER", folder)
     with pytest.raises(UsageError, match=r"schema 1, this dermkit reads 2\n.*\n.*dermkit serve"):
         verify_log(log)
     with open_log(log) as prediction_log:

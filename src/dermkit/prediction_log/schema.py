@@ -12,7 +12,7 @@ from dermkit.prediction_log.chain import GENESIS
 from dermkit.prediction_log.database import LogAddress, lock_for_schema, log_errors
 from dermkit.prediction_log.tables import CHAINS, HEADS
 
-MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_FOLDER = Path(__file__).parent / "migrations"
 
 
 def upgrade_schema(engine: Engine, address: LogAddress) -> None:
@@ -53,7 +53,7 @@ def schema_version() -> str:
 
 
 def _script() -> ScriptDirectory:
-    return ScriptDirectory(str(MIGRATIONS), version_locations=[str(MIGRATIONS)])
+    return ScriptDirectory(str(MIGRATION_FOLDER), version_locations=[str(MIGRATION_FOLDER)])
 
 
 def _context(connection: Connection) -> MigrationContext:
