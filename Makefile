@@ -38,7 +38,7 @@ $(READY): pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dermkit needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@echo "Setting up $(VENV): some minutes the first time, nothing afterwards."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[train,tune,export,dev]'
+	@$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable '.[train,tune,export,serve,dev]'
 	@touch $@
 
 clean:

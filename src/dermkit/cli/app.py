@@ -23,10 +23,12 @@ from dermkit.cli.examples import examples_text
 from dermkit.cli.explain import explain_command
 from dermkit.cli.export import export_command
 from dermkit.cli.find_lr import find_lr_command
+from dermkit.cli.keys import keys_app
 from dermkit.cli.ladder import ladder_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.recipes import recipes_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
+from dermkit.cli.serve import serve_command
 from dermkit.cli.train import train_command
 from dermkit.cli.tune import tune_command
 from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, out_of_memory
@@ -38,6 +40,7 @@ app = typer.Typer(
     "Research use only. Not a medical device.",
 )  # fmt: skip
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(keys_app, name="keys")
 
 
 INTERRUPTED = RunInterrupt.exit_code
@@ -141,6 +144,11 @@ app.command(
     help="Put hair, ink, blur and the like on a run's images and measure how the net's answers change, worst first.",
     epilog=examples_text("counterfactuals"),
 )(counterfactuals_command)
+app.command(
+    "serve",
+    help="Serve a model as an HTTP API on this machine, or with API keys on a network. Nothing is stored.",
+    epilog=examples_text("serve"),
+)(serve_command)
 
 
 @app.command(

@@ -135,6 +135,35 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "two artefacts alone, on every image of another data set",
         ),
     ),
+    "serve": (
+        ("dermkit serve runs/quick/RUN/model", "on this machine alone: http://127.0.0.1:8000/v1/model"),
+        (
+            "dermkit serve MODEL --host 0.0.0.0 --allow-host lesions.example.org --keys keys.json",
+            "on a network, under one name, for those who have a key",
+        ),
+    ),
+    "keys make": (
+        (
+            "dermkit keys make keys.json --name 'clinic A'",
+            "a key for predictions and heat maps; it is printed once",
+        ),
+        (
+            "dermkit keys make keys.json --name monitor --scope metrics --days 365",
+            "for Prometheus alone, for a year",
+        ),
+    ),
+    "keys list": (
+        ("dermkit keys list keys.json", "id, name, scopes and end of each key"),
+        ("dermkit serve MODEL --keys keys.json", "the server that asks for them"),
+    ),
+    "keys rotate": (
+        ("dermkit keys rotate keys.json 1a2b3c4d", "a new key; the old one is taken for 7 more days"),
+        ("dermkit keys rotate keys.json 1a2b3c4d --overlap 1 --days 90", "one day for both, 90 for the new one"),
+    ),
+    "keys revoke": (
+        ("dermkit keys revoke keys.json 1a2b3c4d", "no server takes it a second later"),
+        ("dermkit keys list keys.json", "see that it is revoked"),
+    ),
     "demo": (
         ("dermkit demo", "all steps on synthetic images, into the folder demo"),
         ("dermkit demo --out trial", "the same into another folder"),

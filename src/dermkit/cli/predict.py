@@ -6,26 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dermkit.cli.console import OutOption, echo, exit_with_refused, one_of_names, progress_bar
+from dermkit.cli.policy_options import CoverageOption, TargetOption
 from dermkit.cli.train import DeviceOption
 
 if TYPE_CHECKING:
     from dermkit.prediction.output import PredictOutcome
 
 
-TargetOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The operating point above which an image is called positive, such as sensitivity=.95 (default: the "
-        "model's first guaranteed one)."
-    ),
-]
-CoverageOption = Annotated[
-    float | None,
-    typer.Option(
-        help="Decide only the most confident images, and refer the others to a person: 0.8 takes the confidence "
-        "threshold that kept 80 % of the validation images."
-    ),
-]
 MetadataTableOption = Annotated[
     Path | None,
     typer.Option(

@@ -1,0 +1,67 @@
+"""A model behind an HTTP API, as a command."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dermkit.cli.console import echo
+from dermkit.cli.policy_options import CoverageOption, TargetOption
+from dermkit.cli.train import DeviceOption
+from dermkit.errors import UsageError
+from dermkit.progress import Progress
+
+_PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
+
+
+def serve_command(
+    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    host: Annotated[
+        str, typer.Option(help="Address to bind. Any other than this machine's own needs --keys.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to bind; 0 = any that is free.")] = 8000,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys, as `dermkit keys make` writes it (default: none asked for)."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="A name under which clients reach the server; may be repeated."),
+    ] = None,
+    target: TargetOption = None,
+    coverage: CoverageOption = None,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Threads of the model (0 = all cores).")] = 0,
+    max_images: Annotated[int | None, typer.Option(min=1, help="Images of one request (default: 16).")] = None,
+    max_waiting: Annotated[
+        int | None, typer.Option(min=1, help="Images that may wait for the model (default: 64); then 503.")
+    ] = None,
+    max_image_mb: Annotated[
+        float | None, typer.Option(min=0.1, help="Megabytes of an image (default: 32).")
+    ] = None,
+) -> None:
+    _check_packages()
+    from dermkit.serving.server import log_to_stderr, serve
+    from dermkit.serving.settings import MEBIBYTE, ServeSettings, limits_with
+
+    image_bytes = None if max_image_mb is None else int(max_image_mb * MEBIBYTE)
+    limits = limits_with({"max_images": max_images, "max_waiting": max_waiting, "max_image_bytes": image_bytes})
+    settings = ServeSettings(
+        model=model, host=host, port=port, keys=keys, allowed_hosts=tuple(allow_host or ()), target=target,
+        coverage=coverage, device=device, workers=workers, limits=limits,
+    )  # fmt: skip
+    log_to_stderr()
+    echo("Research use only. Not a medical device.")
+    serve(settings, progress=Progress(say=echo))
+
+
+def _check_packages() -> None:
+    """Raise `UsageError` where the packages of the server are not installed."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise UsageError(
+            f"serve needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            outcome="no server was started",
+            remedy="pip install 'dermkit[serve]'",
+        )

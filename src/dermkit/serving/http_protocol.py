@@ -1,0 +1,151 @@
+"""uvicorn's HTTP protocol with what it lacks: a deadline for headers, a limit of their size, and of connections.
+
+A connection that is closed with a part of a body unread lingers for a moment: closed at once, the system would take
+back the answer before the client has read it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from dermkit.serving.envelope import FIXED_HEADERS
+from dermkit.serving.problems import Problem, ProblemCode
+from dermkit.serving.settings import ServeLimits
+
+MAX_HEADER_BYTES = 32 * 1024
+_READ_BYTES = 64 * 1024
+_LINGER_SECONDS = 2.0
+
+
+class LingeringTransport:
+    """A transport whose `close` ends the answer and gives the client a moment to read it.
+
+    has_unread: whether the client has sent, or may still send, what nobody reads; else the connection closes at once.
+    """
+
+    def __init__(self, transport: asyncio.Transport, has_unread: Callable[[], bool]) -> None:
+        self._transport, self._has_unread, self._is_closing = transport, has_unread, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        """Return whether nothing more is written."""
+        return self._is_closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        """End the answer; what the client still sends is not read."""
+        if self.is_closing():
+            return
+        self._is_closing = True
+        if not (self._has_unread() and self._transport.can_write_eof()):
+            self._transport.close()
+            return
+        self._transport.pause_reading()
+        self._transport.write_eof()
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection. `limits` are set by `guarded_protocol`, since uvicorn makes protocols by itself."""
+
+    limits: ServeLimits
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline of the first request; one connection too many is dropped at once."""
+        self._n_header_bytes, self._is_in_headers = 0, True
+        self._header_timer: asyncio.TimerHandle | None = None
+        if len(self.connections) >= self.limits.max_connections:
+            transport.abort()
+            return
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_BYTES  # of one read; by default 256 KiB, of a body that may be refused
+        super().connection_made(LingeringTransport(transport, self._has_unread))  # type: ignore[arg-type]
+        self._start_header_timer()
+
+    def _has_unread(self) -> bool:
+        return self._is_in_headers or (self.cycle is not None and self.cycle.more_body)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the deadline."""
+        self._stop_header_timer()
+        if self.flow is None:  # it was one too many
+            return
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Keep the connection of a client that has said all it has to say until its answer is sent."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        """Count bytes of headers before they are parsed."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._is_in_headers:
+            self._start_header_timer()
+            self._n_header_bytes += len(data)
+            if self._n_header_bytes > MAX_HEADER_BYTES + _READ_BYTES:
+                self._refuse(ProblemCode.HEADERS_TOO_LARGE)
+                return
+        super().data_received(data)
+        if self._is_in_headers and self._n_header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._refuse(ProblemCode.HEADERS_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        """Start the deadline of a further request on this connection."""
+        self._is_in_headers = True
+        self._start_header_timer()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Stop the deadline, and read nothing more until the application asks for the body."""
+        self._is_in_headers, self._n_header_bytes = False, 0
+        self._stop_header_timer()
+        super().on_headers_complete()
+        self.flow.pause_reading()
+
+    def on_response_complete(self) -> None:
+        """Let the next request have its deadline from its first byte on."""
+        super().on_response_complete()
+        if not self.pipeline:
+            self._is_in_headers, self._n_header_bytes = True, 0
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words are not passed on
+        """Answer what is no HTTP with a problem."""
+        self._refuse(ProblemCode.BAD_REQUEST)
+
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.limits.header_seconds, self._end_late_headers)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _end_late_headers(self) -> None:
+        self._header_timer = None
+        self._refuse(ProblemCode.TOO_SLOW)
+
+    def _refuse(self, code: ProblemCode) -> None:
+        """Answer with a problem where no answer has begun, and close the connection."""
+        self._stop_header_timer()
+        has_begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not has_begun and not self.transport.is_closing():
+            self.transport.write(problem_bytes(Problem(code, closes=True)))
+        self.transport.close()
+
+
+def problem_bytes(problem: Problem) -> bytes:
+    """Return a whole answer, for a request that never became one."""
+    body = problem.body("")
+    headers = [*problem.response_headers(), *FIXED_HEADERS, (b"content-length", str(len(body)).encode())]
+    lines = [b"HTTP/1.1 %d Refused" % problem.status, *(b"%s: %s" % header for header in headers), b"", body]
+    return b"\r\n".join(lines)
+
+
+def guarded_protocol(limits: ServeLimits) -> type[GuardedProtocol]:
+    """Return the protocol of a server with these limits."""
+    return type("ServerProtocol", (GuardedProtocol,), {"limits": limits})

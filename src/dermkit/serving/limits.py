@@ -1,0 +1,167 @@
+"""ASGI middleware that refuses a request by its headers alone, and ends one whose body is too long or too slow.
+
+The order of the checks: name of the host, origin, path and method, key, type of the body, length, room in the queue.
+Nothing of a body is read before all of them passed.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+from dermkit.serving.asgi import AsgiApp, AsgiMessage, AsgiScope, Receive, Send, header_values, single_header
+from dermkit.serving.auth import KeyGuard
+from dermkit.serving.problems import Problem, ProblemCode
+from dermkit.serving.rules import RouteRule, find_rule
+from dermkit.serving.settings import ServeLimits
+
+RETRY_SECONDS = 1
+_SAME_SITE = ("same-origin", "none")
+
+
+class BodyBudget:
+    """How many bytes of bodies are held at one time, by all requests together."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self.held = max_bytes, 0
+
+    def take(self, n_bytes: int) -> None:
+        """Count bytes that arrived; raises `Problem` where they are too many for now."""
+        if self.held + n_bytes > self._max_bytes:
+            raise Problem(
+                ProblemCode.QUEUE_FULL, "the server holds as many uploads as it may", retry_after=RETRY_SECONDS,
+                closes=True,
+            )  # fmt: skip
+        self.held += n_bytes
+
+    def release(self, n_bytes: int) -> None:
+        """Forget bytes that are no longer held."""
+        self.held -= n_bytes
+
+
+class RequestLimits:
+    """Checks each request of an ASGI application; `state` of those that pass gets `rule` and `key_id`.
+
+    trusted_hosts: in lower case. guard: of API keys, None = none are asked for. check_room: raises `Problem` where a
+    request that needs the model would not be accepted now.
+    """
+
+    def __init__(
+        self, app: AsgiApp, *, rules: Sequence[RouteRule], limits: ServeLimits, trusted_hosts: frozenset[str],
+        guard: KeyGuard | None, check_room: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._app, self._rules, self._limits, self._trusted_hosts = app, tuple(rules), limits, trusted_hosts
+        self._guard, self._check_room = guard, check_room
+        self.budget = BodyBudget(limits.max_buffered_bytes)
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Check one request, and hand it on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._check_host(scope)
+        _check_origin(scope)
+        rule = find_rule(self._rules, scope["method"], scope["path"])
+        scope["state"]["rule"] = rule
+        if self._guard is not None and rule.scope is not None:
+            scope["state"]["key_id"] = await self._guard.check(single_header(scope, b"authorization"), rule.scope)
+        max_bytes = rule.max_body_bytes or self._limits.max_body_bytes
+        if rule.content_type:
+            _check_type(scope, rule.content_type)
+            _check_length(scope, max_bytes)
+        else:
+            _check_no_body(scope)
+        if rule.needs_model:
+            self._check_room()
+        body = _CountedBody(receive, max_bytes, self._limits, self.budget)
+        try:
+            await self._app(scope, body.receive if rule.content_type else receive, send)
+        finally:
+            body.release()
+
+    def _check_host(self, scope: AsgiScope) -> None:
+        """Raise `Problem` for a name that is not the server's: a page of another site may point its name here."""
+        name = host_name(single_header(scope, b"host"))
+        if name not in self._trusted_hosts:
+            raise Problem(ProblemCode.HOST_NOT_ALLOWED, closes=True)
+
+
+def host_name(host: str) -> str:
+    """Return the name of a Host header without its port, in lower case; "" where it is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "") if host and "@" not in host else ""
+    except ValueError:
+        return ""
+
+
+def _check_origin(scope: AsgiScope) -> None:
+    """Raise `Problem` where a browser says that a page of another site sends this; other programs say nothing."""
+    origins = header_values(scope, b"origin")
+    is_foreign = any(
+        urlsplit(origin).netloc.lower() != single_header(scope, b"host").lower() for origin in origins
+    )
+    site = single_header(scope, b"sec-fetch-site")
+    is_navigation = single_header(scope, b"sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
+    if is_foreign or (site and site not in _SAME_SITE and not is_navigation):
+        raise Problem(ProblemCode.ORIGIN_NOT_ALLOWED, closes=True)
+
+
+def _check_type(scope: AsgiScope, content_type: str) -> None:
+    """Raise `Problem` for a body of another type, and for one that is compressed."""
+    given = single_header(scope, b"content-type").partition(";")[0].strip().lower()
+    if given != content_type:
+        raise Problem(ProblemCode.WRONG_TYPE, f"the body must be {content_type}", closes=True)
+    if header_values(scope, b"content-encoding"):
+        raise Problem(ProblemCode.WRONG_TYPE, "the body must not be compressed", closes=True)
+
+
+def _check_length(scope: AsgiScope, max_bytes: int) -> None:
+    """Raise `Problem` for a stated length over the limit; a body without one is counted as it arrives."""
+    for text in header_values(scope, b"content-length"):
+        if not (text.isascii() and text.isdigit()):
+            raise Problem(ProblemCode.BAD_REQUEST, "content-length is no number", closes=True)
+        if len(text) > 18 or int(text) > max_bytes:
+            raise Problem(ProblemCode.TOO_LARGE, f"a body may have {max_bytes:,} bytes", closes=True)
+
+
+def _check_no_body(scope: AsgiScope) -> None:
+    """Raise `Problem` for a body where none is taken."""
+    has_length = any(text != "0" for text in header_values(scope, b"content-length"))
+    if has_length or header_values(scope, b"transfer-encoding"):
+        raise Problem(ProblemCode.TOO_LARGE, "no body is taken here", closes=True)
+
+
+class _CountedBody:
+    """A body whose bytes and time are counted as it arrives.
+
+    Each byte that arrives buys time: a body has its first seconds, and those that its bytes would take at the lowest
+    rate. A client that sends a byte now and then is out of time soon after the first seconds.
+    """
+
+    def __init__(self, receive: Receive, max_bytes: int, limits: ServeLimits, budget: BodyBudget) -> None:
+        self._receive, self._max_bytes, self._limits, self._budget = receive, max_bytes, limits, budget
+        self._n_bytes, self._start_time, self._is_complete = 0, time.monotonic(), False
+
+    async def receive(self) -> AsgiMessage:
+        if self._is_complete:  # what follows is the end of the connection, however late
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), max(0.0, self._seconds_left()))
+        except TimeoutError:
+            raise Problem(ProblemCode.TOO_SLOW, closes=True) from None
+        n_bytes = len(message.get("body", b""))
+        if self._n_bytes + n_bytes > self._max_bytes:
+            raise Problem(ProblemCode.TOO_LARGE, f"a body may have {self._max_bytes:,} bytes", closes=True)
+        self._budget.take(n_bytes)
+        self._n_bytes += n_bytes
+        self._is_complete = not message.get("more_body", False)
+        return message
+
+    def _seconds_left(self) -> float:
+        limits = self._limits
+        allowed = min(limits.body_seconds + self._n_bytes / limits.min_body_rate, limits.max_body_seconds)
+        return self._start_time + allowed - time.monotonic()
+
+    def release(self) -> None:
+        self._budget.release(self._n_bytes)
+        self._n_bytes = 0

@@ -1,0 +1,241 @@
+"""The answers of the API as types: what /openapi.json describes, what a client reads, and what is logged.
+
+Names are those of predictions.csv, decisions.csv and out_of_distribution.csv wherever these have them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dermkit.models.card import RESEARCH_ONLY
+
+_CONFIG = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelReference(BaseModel):
+    """Which model answered.
+
+    name: of its recipe. model_key: of what decides its answers; sha256: of model.json; files_sha256: of the list of
+    hashes of all its files. version: of dermkit.
+    """
+
+    model_config = _CONFIG
+    name: str
+    model_key: str
+    sha256: str
+    files_sha256: str
+    version: str
+
+
+class ClassAnswer(BaseModel):
+    """One class of one image. probability: as the net gives it; calibrated_probability: null without a policy."""
+
+    model_config = _CONFIG
+    name: str
+    malignancy: str
+    probability: float
+    calibrated_probability: float | None
+
+
+class DecisionAnswer(BaseModel):
+    """The decision policy applied to one image: the columns of decisions.csv.
+
+    positive: the decision at `operating_point`; null = no decision was made, which does not mean negative.
+    is_point_broken: the test images broke the guarantee of the operating point.
+    """
+
+    model_config = _CONFIG
+    predicted: str
+    confidence: float
+    referral: Literal["", "answered", "referred"]
+    positive: bool | None
+    operating_point: str
+    malignant_probability: float | None
+    prediction_set: list[str]
+    positive_at: dict[str, bool]
+    is_point_broken: bool
+
+
+class DistributionAnswer(BaseModel):
+    """How far an image lies from the training images: a row of out_of_distribution.csv."""
+
+    model_config = _CONFIG
+    distance: float
+    p_value: float
+    outside_training_distribution: bool
+
+
+class RefusalAnswer(BaseModel):
+    """Why an image was not scored. reason: a code, those of refused.csv and three of the server's worker."""
+
+    model_config = _CONFIG
+    reason: str
+    detail: str
+
+
+class ImageAnswer(BaseModel):
+    """What the model says of one image; where it was refused, `refusal` says why and the rest is null or empty.
+
+    position: in the request, from 0. classes: in the order of the model. pixel_sha256: of the upright pixels, "" where
+    there are none. training_split: the split in which the model's training used this image, "" = it did not.
+    """
+
+    model_config = _CONFIG
+    position: int
+    predicted: str | None
+    classes: list[ClassAnswer]
+    decisions: DecisionAnswer | None
+    distribution: DistributionAnswer | None
+    notes: list[str]
+    training_split: str
+    pixel_sha256: str
+    width: int | None
+    height: int | None
+    refusal: RefusalAnswer | None
+
+
+class PredictAnswer(BaseModel):
+    """The answer of /v1/predict. images: in the order of the request. warnings: about the model, the first to be read.
+
+    decision_threshold: of the calibrated malignant probability at the operating point, null where none is in use.
+    """
+
+    model_config = _CONFIG
+    request_id: str
+    model: ModelReference
+    operating_point: str
+    decision_threshold: float | None
+    images: list[ImageAnswer]
+    n_scored: int
+    n_refused: int
+    warnings: list[str]
+    notice: Literal["Research use only. Not a medical device."] = RESEARCH_ONLY  # type: ignore[assignment]
+
+
+class MapLegend(BaseModel):
+    """How to read a heat map: what it is evidence of, and its colours from 0 to 1 over white."""
+
+    model_config = _CONFIG
+    text: str
+    low: str
+    high: str
+    colours: list[str]
+    unseen: str
+
+
+class ExplainAnswer(BaseModel):
+    """The answer of /v1/explain.
+
+    heat_map_png: base64 of an RGBA PNG in the frame of the upright image, to be laid over it; picture_jpeg: base64 of
+    that image at the same size, for browsers that cannot show its format. notes: what a reader has to know.
+    """
+
+    model_config = _CONFIG
+    request_id: str
+    model: ModelReference
+    predicted: str
+    class_name: str
+    probability: float
+    method: str
+    layer: str
+    heat_map_png: str
+    picture_jpeg: str
+    width: int
+    height: int
+    legend: MapLegend
+    notes: list[str]
+    pixel_sha256: str
+    notice: Literal["Research use only. Not a medical device."] = RESEARCH_ONLY  # type: ignore[assignment]
+
+
+class ClassFacts(BaseModel):
+    """A class of the model, its canonical diagnosis and whether it counts as malignant."""
+
+    model_config = _CONFIG
+    name: str
+    diagnosis: str
+    malignancy: str
+
+
+class OperatingPointFacts(BaseModel):
+    """An operating point of the model. guarantee: in words, with confidence and the number of images behind it."""
+
+    model_config = _CONFIG
+    name: str
+    rate: str
+    target: float
+    threshold: float
+    n: int
+    guaranteed: bool
+    broken: bool
+    guarantee: str
+
+
+class EvaluationFacts(BaseModel):
+    """What the test images showed. figures: name -> value with n and 95 % interval, in words."""
+
+    model_config = _CONFIG
+    split: str
+    n: int
+    figures: dict[str, str]
+    verdict: str
+    broken_guarantees: list[str]
+    of_single_nets: bool
+
+
+class ModelAnswer(BaseModel):
+    """The answer of /v1/model: the model card as data.
+
+    training: recipe, data set with its number of images, licences and starting weights, as model.json has them.
+    evaluation: null where the model scored no test images. metadata_fields: which of age, sex and site the model takes.
+    explain: whether heat maps can be made; why_no_explain: "" where they can. card: MODEL_CARD.md, for people.
+    """
+
+    model_config = _CONFIG
+    model: ModelReference
+    classes: list[ClassFacts]
+    training: dict[str, Any]
+    performance: str
+    evaluation: EvaluationFacts | None
+    operating_points: list[OperatingPointFacts]
+    operating_point: str
+    decision_threshold: float | None
+    coverage: float | None
+    why_no_decision: str
+    warnings: list[str]
+    metadata_fields: list[str]
+    explain: bool
+    why_no_explain: str
+    out_of_distribution: bool
+    why_no_out_of_distribution: str
+    limits: dict[str, float]
+    card: str
+    notice: Literal["Research use only. Not a medical device."] = RESEARCH_ONLY  # type: ignore[assignment]
+
+
+class HealthAnswer(BaseModel):
+    """The answer of /health: the process runs."""
+
+    model_config = _CONFIG
+    status: Literal["alive"] = "alive"
+
+
+class ReadyAnswer(BaseModel):
+    """The answer of /ready: whether a request would be accepted now, and why not."""
+
+    model_config = _CONFIG
+    status: Literal["ready", "not_ready"]
+    reasons: list[str] = Field(default_factory=list)
+
+
+class ProblemAnswer(BaseModel):
+    """A problem (RFC 9457). code: one of a closed set, listed in docs/serve.md. images: refusals, where that is why."""
+
+    model_config = _CONFIG
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    images: list[ImageAnswer] = Field(default_factory=list)

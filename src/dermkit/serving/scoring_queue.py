@@ -1,0 +1,284 @@
+"""The queue before the model: bounded, and emptied in batches, whichever requests the images came with.
+
+An image that ends the worker, or hangs, gets a refusal of its own; the others of its batch are scored again.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dermkit.errors import DermkitError
+from dermkit.serving.jobs import ExplainJob, ImageJob, Job, WorkerRefusal
+from dermkit.serving.problems import Problem, ProblemCode
+from dermkit.serving.prometheus import ServerMetrics
+from dermkit.serving.settings import ServeLimits
+from dermkit.serving.worker_process import Deliver, WorkerLost
+
+_LOG = logging.getLogger("dermkit.serving")
+_LOOK_SECONDS = 1.0
+_MAX_WAIT_TO_RESTART = 30.0
+_REMEMBERED_SECONDS = 600.0
+_MAX_REMEMBERED = 1024
+_MAX_LOSSES = 2
+
+
+class Worker(Protocol):
+    """What runs the model: `WorkerProcess`, which says what each method does."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether it runs."""
+
+    def start(self) -> dict[str, Any]:
+        """Load the model; returns what it is."""
+
+    def run(self, jobs: Sequence[Job], deliver: Deliver) -> None:
+        """Answer jobs of one kind."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """A job and who waits for its answer. n_losses: how often the worker was lost before it began with this batch."""
+
+    job: Job
+    answer: "asyncio.Future[Mapping[str, Any]]"
+    digest: bytes
+    n_losses: int = 0
+
+
+class ScoringQueue:
+    """Lets requests wait for the model. All methods are of one event loop; the worker runs beside it in a thread."""
+
+    def __init__(self, worker: Worker, limits: ServeLimits, metrics: ServerMetrics) -> None:
+        self._worker, self._limits, self._metrics = worker, limits, metrics
+        self._waiting: deque[_Ticket] = deque()
+        self._in_work: Sequence[_Ticket] = ()
+        self._wake = asyncio.Event()
+        self._driver: asyncio.Task[None] | None = None
+        self._files_sha256 = ""
+        self._why_not_ready = "the model is not loaded yet"
+        self._is_stopping = False
+        self._dangerous: OrderedDict[bytes, float] = OrderedDict()
+
+    @property
+    def n_waiting(self) -> int:
+        """Return how many images wait or are being scored."""
+        return len(self._waiting) + len(self._in_work)
+
+    @property
+    def retry_after(self) -> int:
+        """Return after how many seconds another try is worth it."""
+        return 1
+
+    def reasons_not_ready(self) -> list[str]:
+        """Return why a request would not be accepted now, nothing where it would."""
+        reasons = ["the server is stopping"] * self._is_stopping
+        reasons += [self._why_not_ready] * bool(self._why_not_ready)
+        return reasons + ["the queue is full"] * (self.n_waiting >= self._limits.max_waiting)
+
+    def check_room(self, n_images: int = 1) -> None:
+        """Raise `Problem` where so many images would not be accepted now."""
+        if self._is_stopping:
+            raise Problem(ProblemCode.STOPPING, retry_after=self.retry_after, closes=True)
+        if self._why_not_ready:
+            raise Problem(ProblemCode.NOT_READY, self._why_not_ready, retry_after=self.retry_after, closes=True)
+        if self.n_waiting + n_images > self._limits.max_waiting:
+            raise Problem(
+                ProblemCode.QUEUE_FULL, f"at most {self._limits.max_waiting} images may wait",
+                retry_after=self.retry_after, closes=True,
+            )  # fmt: skip
+
+    async def start(self) -> dict[str, Any]:
+        """Start the worker and return what the model is; raises the error of the loading."""
+        facts = await asyncio.to_thread(self._worker.start)
+        self._files_sha256, self._why_not_ready = facts["model"]["files_sha256"], ""
+        self._driver = asyncio.create_task(self._drive())
+        return facts
+
+    def refuse_new(self) -> None:
+        """Accept no more; what was accepted is answered."""
+        self._is_stopping = True
+
+    async def stop(self) -> None:
+        """Answer what was accepted, and end the worker."""
+        self.refuse_new()
+        while self.n_waiting and self._driver is not None and not self._driver.done():
+            await asyncio.sleep(0.02)
+        if self._driver is not None:
+            self._driver.cancel()
+            await asyncio.wait([self._driver])
+        await asyncio.to_thread(self._worker.stop)
+
+    async def predict(self, jobs: Sequence[ImageJob]) -> list[Mapping[str, Any]]:
+        """Return the answer for each image, in order; raises `Problem` where they do not all find room."""
+        return await self._enqueue(jobs)
+
+    async def explain(self, job: ExplainJob) -> Mapping[str, Any]:
+        """Return the heat map of one image as the worker gives it; raises `Problem` as `predict` does."""
+        return (await self._enqueue([job]))[0]
+
+    async def _enqueue(self, jobs: Sequence[Job]) -> list[Mapping[str, Any]]:
+        self.check_room(len(jobs))
+        loop = asyncio.get_running_loop()
+        tickets = [_Ticket(job, loop.create_future(), hashlib.sha256(job.data).digest()) for job in jobs]
+        self._waiting.extend(tickets)
+        self._wake.set()
+        try:
+            return list(await asyncio.gather(*(ticket.answer for ticket in tickets)))
+        finally:  # a client that is gone leaves its places to others
+            for ticket in tickets:
+                ticket.answer.cancel()
+
+    # The driver ------------------------------------------------------------------------------------------------------
+
+    async def _drive(self) -> None:
+        while True:
+            if not self._worker.is_alive:
+                await self._start_again()
+            batch = self._next_batch()
+            if not batch:
+                self._wake.clear()
+                try:
+                    await asyncio.wait_for(self._wake.wait(), _LOOK_SECONDS)
+                except TimeoutError:
+                    continue  # to see whether the worker ended while there was nothing to do
+                continue
+            self._in_work = batch
+            try:
+                await self._run(batch)
+            except Exception as error:  # noqa: BLE001  a fault of ours must not leave requests without an answer
+                _LOG.error("fault in the queue: %s", type(error).__name__)
+                for ticket in batch:
+                    _resolve(ticket, Problem(ProblemCode.FAULT))
+            finally:
+                self._in_work = ()
+
+    def _next_batch(self) -> list[_Ticket]:
+        """Take the next images to score together, or one to explain; those that nobody waits for are dropped."""
+        batch: list[_Ticket] = []
+        n_bytes = 0
+        while self._waiting and len(batch) < self._limits.batch_size:
+            ticket = self._waiting[0]
+            if ticket.answer.done():
+                self._waiting.popleft()
+                continue
+            is_explain = isinstance(ticket.job, ExplainJob)
+            n_bytes += len(ticket.job.data)
+            if batch and (is_explain or n_bytes > self._limits.max_body_bytes):
+                break
+            batch.append(self._waiting.popleft())
+            if is_explain:
+                break
+        return batch
+
+    async def _run(self, batch: Sequence[_Ticket]) -> None:
+        """Answer a batch; where the worker is lost, answer who did it, and score the others again."""
+        groups: deque[list[_Ticket]] = deque([list(self._without_dangerous(batch))])
+        while groups:
+            group = [ticket for ticket in groups.popleft() if not ticket.answer.done()]
+            if not group:
+                continue
+            if not self._worker.is_alive:
+                await self._start_again()
+            self._metrics.observe_batch(len(group))
+            lost = await asyncio.to_thread(self._run_once, group, asyncio.get_running_loop())
+            if lost is not None:
+                groups.extend(self._after_loss(group, lost))
+
+    def _run_once(self, group: Sequence[_Ticket], loop: asyncio.AbstractEventLoop) -> WorkerLost | None:
+        """Run jobs in the worker, in a thread; returns how it was lost, None where all are answered."""
+
+        def deliver(index: int, answer: Mapping[str, Any]) -> None:
+            loop.call_soon_threadsafe(_resolve, group[index], answer)
+
+        try:
+            self._worker.run([ticket.job for ticket in group], deliver)
+        except WorkerLost as lost:
+            return lost
+        return None
+
+    def _after_loss(self, group: Sequence[_Ticket], lost: WorkerLost) -> list[list[_Ticket]]:
+        """Return what is to be run again: suspects one by one, where there are several, and the others together."""
+        _LOG.warning("worker lost (%s), %d suspects of %d images", lost.reason, len(lost.suspects), len(group))
+        if not lost.suspects:  # it ended before it began: no image did that, unless it happens every time
+            for ticket in group:
+                ticket.n_losses += 1
+                if ticket.n_losses > _MAX_LOSSES:
+                    _resolve(ticket, refusal_fields(lost.reason))
+            return [list(group)]
+        suspects = [group[index] for index in lost.suspects]
+        others = [ticket for ticket in group if ticket not in suspects]
+        if len(suspects) == 1:
+            self._remember(suspects[0].digest)
+            _resolve(suspects[0], refusal_fields(lost.reason))
+            suspects = []
+        return [others, *([ticket] for ticket in suspects)]
+
+    def _remember(self, digest: bytes) -> None:
+        """Keep the hash of an image that lost a worker: the same bytes are not tried again for some minutes."""
+        self._dangerous[digest] = time.monotonic()
+        while len(self._dangerous) > _MAX_REMEMBERED:
+            self._dangerous.popitem(last=False)
+
+    def _without_dangerous(self, batch: Sequence[_Ticket]) -> Iterator[_Ticket]:
+        for ticket in batch:
+            seen = self._dangerous.get(ticket.digest)
+            if seen is not None and time.monotonic() - seen < _REMEMBERED_SECONDS:
+                _resolve(ticket, refusal_fields(WorkerRefusal.ENDED_WORKER))
+            else:
+                yield ticket
+
+    async def _start_again(self) -> None:
+        """Start the worker, and try until it comes up with the same model; who waits meanwhile gets a problem."""
+        self._why_not_ready = "the worker is being started again"
+        wait_seconds = 1.0
+        while True:
+            self._metrics.count_restart()
+            try:
+                facts = await asyncio.to_thread(self._worker.start)
+                if facts["model"]["files_sha256"] == self._files_sha256:
+                    self._why_not_ready = ""
+                    return
+                self._why_not_ready = "the model folder was changed: start the server again"
+                await asyncio.to_thread(self._worker.stop)
+            except DermkitError as error:
+                _LOG.error("the worker cannot be started: %s", type(error).__name__)
+                self._why_not_ready = "the model cannot be loaded again"
+            self._refuse_waiting()
+            await asyncio.sleep(wait_seconds)
+            wait_seconds = min(2 * wait_seconds, _MAX_WAIT_TO_RESTART)
+
+    def _refuse_waiting(self) -> None:
+        for ticket in (*self._in_work, *self._waiting):
+            _resolve(ticket, Problem(ProblemCode.NOT_READY, self._why_not_ready, retry_after=self.retry_after))
+        self._waiting.clear()
+
+
+def _resolve(ticket: _Ticket, answer: Mapping[str, Any] | Problem) -> None:
+    if ticket.answer.done():
+        return
+    if isinstance(answer, Problem):
+        ticket.answer.set_exception(answer)
+    else:
+        ticket.answer.set_result(answer)
+
+
+_DETAILS: Mapping[WorkerRefusal, str] = {
+    WorkerRefusal.ENDED_WORKER: "the process that opened it ended; it was started again",
+    WorkerRefusal.OUT_OF_TIME: "it took longer than an image may take",
+    WorkerRefusal.OUT_OF_MEMORY: "it took more memory than an image may take",
+    WorkerRefusal.NOT_SCORED: "the model gave no answer for it",
+}
+
+
+def refusal_fields(reason: WorkerRefusal) -> dict[str, Any]:
+    """Return the answer for an image that the worker could not finish."""
+    return {"refusal": {"reason": reason.value, "detail": _DETAILS[reason]}}
