@@ -72,7 +72,9 @@ def test_a_planted_place_is_found(tmp_path: Path, parts: tuple[str, str]) -> Non
 def test_every_direct_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + [
-        item for extra in ("train", "tune", "export", "dev") for item in project["optional-dependencies"][extra]
+        item
+        for extra in ("train", "tune", "export", "serve", "dev")
+        for item in project["optional-dependencies"][extra]
     ]
     pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     assert names(pins) == names(wanted)

@@ -26,6 +26,7 @@ from dermkit.cli.find_lr import find_lr_command
 from dermkit.cli.keys import keys_app
 from dermkit.cli.ladder import ladder_command
 from dermkit.cli.predict import predict_command
+from dermkit.cli.prediction_log import log_app, verify_log_command
 from dermkit.cli.recipes import recipes_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
 from dermkit.cli.serve import serve_command
@@ -41,6 +42,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(keys_app, name="keys")
+app.add_typer(log_app, name="log")
 
 
 INTERRUPTED = RunInterrupt.exit_code
@@ -149,6 +151,11 @@ app.command(
     help="Serve a model as an HTTP API on this machine, or with API keys on a network. Nothing is stored.",
     epilog=examples_text("serve"),
 )(serve_command)
+app.command(
+    "verify-log",
+    help="Check that no row of a prediction log was changed, removed, inserted or moved. Exit code 3 names the first.",
+    epilog=examples_text("verify-log"),
+)(verify_log_command)
 
 
 @app.command(

@@ -164,6 +164,34 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("dermkit keys revoke keys.json 1a2b3c4d", "no server takes it a second later"),
         ("dermkit keys list keys.json", "see that it is revoked"),
     ),
+    "verify-log": (
+        ("dermkit verify-log log.sqlite", "is the log as it was written?"),
+        (
+            "dermkit verify-log postgresql://dermkit@db.example/log --heads heads.txt",
+            "also against the heads that earlier checks noted, in a file on another machine",
+        ),
+    ),
+    "log outcomes": (
+        ("dermkit log outcomes log.sqlite OUTCOMES.csv", "diagnoses that came back, by prediction id or pixels"),
+        (
+            "dermkit log outcomes postgresql://dermkit@db.example/log OUTCOMES.csv",
+            "the same to a server's log; the file may be given again when it has grown",
+        ),
+    ),
+    "log export": (
+        ("dermkit log export log.sqlite --out log.csv", "every row, with the outcomes that are known by now"),
+        ("dermkit log export log.sqlite --out may.csv --since 2026-05-01 --until 2026-06-01", "one month"),
+    ),
+    "log delete": (
+        (
+            "dermkit log delete log.sqlite --keep-days 365 --reason 'retention rule of the study'",
+            "what is older than a year",
+        ),
+        (
+            "dermkit log delete log.sqlite --keep-days 30 --under-six-months --reason 'consent withdrawn'",
+            "what is older than 30 days, where that is allowed",
+        ),
+    ),
     "demo": (
         ("dermkit demo", "all steps on synthetic images, into the folder demo"),
         ("dermkit demo --out trial", "the same into another folder"),

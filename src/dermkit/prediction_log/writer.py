@@ -35,7 +35,7 @@ from dermkit.prediction_log.schema import upgrade_schema
 from dermkit.prediction_log.tables import PREDICTIONS
 
 MAX_ROWS_PER_COMMIT = 500
-RETRY_SECONDS = 2.0
+DATABASE_RETRY_SECONDS = 2.0
 """How long the writer leaves a database alone that did not take rows."""
 
 _logger = logging.getLogger(__name__)
@@ -241,7 +241,7 @@ class PredictionLog:
             if self._status.is_database_up:
                 _logger.warning("%s; rows go to %s", error.message, self._outbox.folder)
             self._status = replace(self._status, is_database_up=False, problem=error.message)
-            self._next_try = time.monotonic() + RETRY_SECONDS
+            self._next_try = time.monotonic() + DATABASE_RETRY_SECONDS
             return False
         if not self._status.is_database_up:
             _logger.warning("%s: the database takes rows again", self._database.address.name)
@@ -260,7 +260,7 @@ class PredictionLog:
             else:
                 self._note(n_damaged=self._outbox.remove_first())
         except (DermkitError, OSError, ValueError) as error:
-            self._next_try = time.monotonic() + RETRY_SECONDS
+            self._next_try = time.monotonic() + DATABASE_RETRY_SECONDS
             self._status = replace(self._status, problem=error_text(error))
 
 

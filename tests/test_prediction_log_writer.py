@@ -1,0 +1,300 @@
+"""The writer of the prediction log: whatever ends or is away, no acknowledged row is missing or twice there."""
+
+import os
+import random
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dermkit.errors import OutputError
+from dermkit.prediction_log import writer
+from dermkit.prediction_log.database import LogUnavailable, parse_address
+from dermkit.prediction_log.outbox import Outbox
+from dermkit.prediction_log.read import read_log
+from dermkit.prediction_log.verify import verify_log
+from dermkit.prediction_log.writer import default_outbox, open_log
+from prediction_log_tools import kill_writer, prediction_row, random_seconds, start_writer
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "DATABASE_RETRY_SECONDS", 0.02)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "log.sqlite")
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold the write lock of a database: to everybody else it is away."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def ids_of(path: str) -> list[str]:
+    return [logged.row.row_id for logged in read_log(path)]
+
+
+def check_acknowledged(path: str, acknowledged: list[str]) -> int:
+    """Check that every acknowledged row is in the log once, and that the chain holds; returns the rows of the log."""
+    counts = Counter(ids_of(path))
+    assert set(acknowledged) - counts.keys() == set(), "an acknowledged row is missing"
+    assert max(counts.values(), default=1) == 1, "a row is there twice"
+    return verify_log(path).n_rows
+
+
+# Threads --------------------------------------------------------------------------------------------------------
+
+
+def test_threads_share_commits_and_each_request_stays_together(path: str) -> None:
+    with open_log(path) as log, ThreadPoolExecutor(8) as pool:
+        requests = [[prediction_row(10 * n + k, position=k) for k in range(3)] for n in range(40)]
+        ids = list(pool.map(log.append, requests))
+        status = log.status
+    assert ids == [[row.row_id for row in rows] for rows in requests]
+    assert (status.n_rows, status.n_outbox) == (120, 0) and 0 < status.n_commits <= 40 and status.seconds > 0
+    written = ids_of(path)
+    assert sorted(written) == sorted(row_id for request in ids for row_id in request)
+    positions = [written.index(request[0]) for request in ids]
+    assert all(written[first : first + 3] == request for first, request in zip(positions, ids, strict=True))
+    assert verify_log(path).n_rows == 120
+
+
+def test_a_row_that_is_given_again_is_written_once(path: str) -> None:
+    row = prediction_row()
+    with open_log(path) as log:
+        assert log.append([row]) == [row.row_id] and log.append([row, row]) == [row.row_id] * 2
+        assert log.append([]) == []
+    assert ids_of(path) == [row.row_id]
+
+
+def test_who_goes_away_does_not_stop_the_writer(path: str) -> None:
+    with open_log(path, timeout=0.2) as log:
+        with locked(path):
+            futures = [log.submit([prediction_row(number)]) for number in range(20)]
+            cancelled = sum(future.cancel() for future in futures)
+            assert cancelled
+        assert log.append([prediction_row(99)])
+    assert len(ids_of(path)) == 21
+
+
+def test_a_closed_log_takes_nothing(path: str) -> None:
+    log = open_log(path)
+    log.append([prediction_row()])
+    log.close()
+    log.close()
+    with pytest.raises(LogUnavailable, match="was closed"):
+        log.append([prediction_row()])
+
+
+# The outbox -----------------------------------------------------------------------------------------------------
+
+
+def test_while_the_database_is_away_the_outbox_takes_rows_in_order(path: str) -> None:
+    with open_log(path, timeout=0.05) as log:
+        ids = log.append([prediction_row(0)])
+        with locked(path):
+            for number in range(1, 6):
+                ids += log.append([prediction_row(number)])
+            assert log.status.n_outbox == 5 and not log.status.is_database_up
+            assert "takes no rows" in log.status.problem
+        wait_until(lambda: log.status.n_outbox == 0)
+        ids += log.append([prediction_row(7)])
+        wait_until(lambda: log.status.is_database_up)
+    assert ids_of(path) == ids
+    assert list(default_outbox(parse_address(path)).iterdir()) == []
+    assert verify_log(path).n_rows == 7
+
+
+def test_a_moved_database_is_not_begun_anew(path: str) -> None:
+    with open_log(path) as log:
+        ids = log.append([prediction_row(0)])
+        for suffix in ("", "-wal", "-shm"):
+            Path(path + suffix).rename(path + ".away" + suffix)
+        ids += log.append([prediction_row(1)])
+        assert not Path(path).exists() and log.status.n_outbox == 1
+        for suffix in ("", "-wal", "-shm"):
+            Path(path + ".away" + suffix).rename(path + suffix)
+        wait_until(lambda: log.status.n_outbox == 0)
+    assert ids_of(path) == ids
+
+
+def test_the_next_start_takes_what_waits(path: str) -> None:
+    with open_log(path, timeout=0.05) as log:
+        log.append([prediction_row(0)])
+        with locked(path):
+            waiting = log.append([prediction_row(1), prediction_row(2)])
+            log.close()
+    assert ids_of(path)[1:] == []
+    with open_log(path) as log:
+        assert log.status.n_outbox == 2
+        last = log.append([prediction_row(3)])
+        wait_until(lambda: log.status.n_outbox == 0)
+    assert ids_of(path)[1:] == waiting + last
+
+
+def test_rows_that_reached_the_database_before_a_kill_are_not_written_again(tmp_path: Path, path: str) -> None:
+    rows = [prediction_row(number) for number in range(5)]
+    with open_log(path) as log:
+        log.append(rows[:3])
+    box = Outbox(default_outbox(parse_address(path)))
+    box.append([row.columns() for row in rows])  # as if it was killed after three of them
+    box.close()
+    with open_log(path) as log:
+        wait_until(lambda: log.status.n_outbox == 0)
+    assert ids_of(path) == [row.row_id for row in rows]
+
+
+def test_without_database_and_outbox_nothing_is_acknowledged(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with open_log(path, timeout=0.05) as log:
+        with locked(path), monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(LogUnavailable, match="neither the database nor the outbox takes rows"):
+                log.append([prediction_row(0)])
+        with locked(path):
+            ids = log.append([prediction_row(1)])
+        wait_until(lambda: not log.status.n_outbox)
+    assert ids_of(path) == ids
+
+
+def test_an_outbox_that_cannot_be_written_is_said_at_the_start(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        open_log(path, tmp_path / "file")
+
+
+def _only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.rows")
+    return path
+
+
+@pytest.mark.parametrize("n_bytes", [1, 20, 90])
+def test_a_line_whose_end_was_never_written_was_never_acknowledged(tmp_path: Path, n_bytes: int) -> None:
+    box = Outbox(tmp_path)
+    rows = [prediction_row(number).columns() for number in range(3)]
+    box.append(rows)
+    box.close()
+    file = _only_file(tmp_path)
+    file.write_bytes(file.read_bytes()[:-n_bytes])
+    again = Outbox(tmp_path)
+    assert again.read(10) == rows[:2] and again.read(10) == []
+    assert again.remove_first() == 0 and not again
+
+
+def test_a_damaged_line_is_counted_and_its_file_is_set_aside(tmp_path: Path, path: str) -> None:
+    folder = default_outbox(parse_address(path))
+    box = Outbox(folder)
+    rows = [prediction_row(number) for number in range(4)]
+    box.append([row.columns() for row in rows])
+    box.close()
+    file = _only_file(folder)
+    file.write_bytes(file.read_bytes().replace(b"request-1", b"request-X"))
+    with open_log(path) as log:
+        wait_until(lambda: log.status.n_damaged == 1)
+    assert ids_of(path) == [rows[number].row_id for number in (0, 2, 3)]
+    assert [one.suffix for one in folder.iterdir()] == [".damaged"]
+
+
+def test_a_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    first = Outbox(tmp_path)
+    first.append([prediction_row(0).columns()])
+    second = Outbox(tmp_path)
+    assert first and not second
+    first.close()
+    second.take_over()
+    assert second.n_waiting == 1 and len(second.read(10)) == 1
+    second.close()
+
+
+def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Outbox(tmp_path)
+    rows = [prediction_row(number).columns() for number in range(3)]
+    box.append(rows[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        with pytest.raises(OutputError, match="I/O error"):
+            box.append(rows[1:2])
+    box.append(rows[2:])
+    assert len(list(tmp_path.glob("*.rows"))) == 2
+    assert box.read(10) == rows[:1] and box.read(10) == [] and box.remove_first() == 0
+    assert box.read(10) == rows[2:]
+    box.close()
+
+
+# Kills ----------------------------------------------------------------------------------------------------------
+
+
+def run_kills(path: str, n_kills: int, seed: int, *, writers: int = 2, outages: bool = True) -> int:
+    """Kill writers again and again, some while the database is away; returns how many rows were acknowledged."""
+    generator = random.Random(seed)
+    open_log(path).close()
+    outbox = default_outbox(parse_address(path))
+    acknowledged: list[str] = []
+    for kill in range(0, n_kills, writers):
+        processes = [start_writer(path, f"{kill}-{n}", outbox, timeout=0.05, rows_per_request=generator.choice((1, 3)))
+                     for n in range(writers)]  # fmt: skip
+        stop = threading.Event()
+        outage = threading.Thread(target=_lock_now_and_then, args=(path, stop, generator.random()))
+        if outages:
+            outage.start()
+        for process in processes:
+            acknowledged += kill_writer(process, random_seconds(generator))
+        stop.set()
+        if outages:
+            outage.join()
+    with open_log(path) as log:
+        wait_until(lambda: log.status.n_outbox == 0)
+    assert check_acknowledged(path, acknowledged) >= len(acknowledged)
+    return len(acknowledged)
+
+
+def _lock_now_and_then(path: str, stop: threading.Event, seed: float) -> None:
+    """Take the database away for moments, longer than a writer waits."""
+    generator = random.Random(seed)
+    while not stop.is_set():
+        try:
+            with locked(path):
+                stop.wait(generator.uniform(0.0, 0.3))
+        except sqlite3.OperationalError:  # a writer holds it
+            pass
+        stop.wait(generator.uniform(0.0, 0.1))
+
+
+def test_no_acknowledged_row_is_lost_or_doubled_by_kills(path: str) -> None:
+    assert run_kills(path, 4, seed=1) > 0
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(path: str) -> None:
+    assert run_kills(path, 200, seed=2) > 500
+
+
+def test_a_lost_row_would_be_noticed(path: str) -> None:
+    with open_log(path) as log:
+        ids = log.append([prediction_row(0)])
+    with pytest.raises(AssertionError, match="missing"):
+        check_acknowledged(path, [*ids, "0" * 32])
