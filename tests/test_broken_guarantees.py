@@ -109,6 +109,33 @@ def test_a_target_of_one_evaluation_is_not_the_models(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_page")
+def test_a_model_keeps_what_its_operating_points_reach_on_test_images(run: Path) -> None:
+    spoil(run)
+    dk.evaluate(run, options=EvaluationOptions(targets=(("sensitivity", 0.91),)))
+    test = json.loads((run / "metrics.json").read_text())["splits"]["test"]
+    rates = read_card(run / "model")["evaluation"]["operating_points"]
+    assert list(rates) == [point["name"] for point in read_card(run / "model")["operating_points"]]
+    assert "sensitivity 0.91" not in rates, "of one evaluation alone"
+    for point in test["policy"]["operating_points"]:
+        for rate in ("sensitivity", "specificity"):
+            if point["name"] in rates:
+                entry = rates[point["name"]][rate]
+                assert {name: entry[name] for name in ("value", "ci95", "n")} == {
+                    name: point[rate][name] for name in ("value", "ci95", "n")
+                }
+                assert f"n = {point[rate]['n']}" in entry["text"]
+
+
+def test_a_card_of_format_7_knows_no_rates_of_operating_points(run: Path) -> None:
+    card = read_card(run / "model")
+    evaluation = {name: value for name, value in card["evaluation"].items() if name != "operating_points"}
+    (run / "model" / "model.json").write_text(json.dumps({**card, "evaluation": evaluation, "format": 7}))
+    assert read_card(run / "model")["evaluation"] == {**evaluation, "operating_points": {}}
+    (run / "model" / "model.json").write_text(json.dumps({**card, "evaluation": None, "format": 7}))
+    assert read_card(run / "model")["evaluation"] is None
+
+
+@pytest.mark.usefixtures("_no_page")
 def test_an_evaluation_without_test_images_leaves_what_is_known(run: Path) -> None:
     spoil(run)
     dk.evaluate(run)

@@ -4,7 +4,8 @@ Format 2 added the decision policy fitted on validation images: calibration, ope
 thresholds. Format 3 has its keys in the terms of the field. Format 4 has several members, each with a calibration.
 Format 5 has the fields of `model` that recipes of format 5 added, and members with preprocessing, weight and order of
 classes of their own. Format 6 has metadata as a second input of a net (`models.metadata`). Format 7 names the file of
-each net's training features (`models.training_features`).
+each net's training features (`models.training_features`). Format 8 has in `evaluation` what the operating points reach
+on the test images.
 """
 
 import html
@@ -52,8 +53,8 @@ POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_
 
 EVALUATION_FIELD = "evaluation"
 """The field of model.json that says what the test images showed, null before; absent in older versions: `split`, `n`,
-`outcome` and `verdict` as the report has them, `figures` and `broken_guarantees`, each with its `sentence`; and
-`is_of_single_nets`: whether one of several nets scored each image, not their mean (absent: of several, one did)."""
+`outcome` and `verdict` as the report has them, `figures`, `operating_points` (name -> `sensitivity` and `specificity`,
+each with `value`, `ci95`, `n` and `text`) and `broken_guarantees`, each with its `sentence`; and `is_of_single_nets`: whether one of several nets scored each image, not their mean (absent: of several, one did)."""
 
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:
@@ -109,11 +110,19 @@ def _migrate_6_to_7(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, "members": members, "format": 7}
 
 
+def _migrate_7_to_8(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card that does not know what its operating points reach on test images."""
+    evaluation = card.get(EVALUATION_FIELD)
+    if isinstance(evaluation, dict):
+        card = {**card, EVALUATION_FIELD: {**evaluation, "operating_points": {}}}
+    return {**card, "format": 8}
+
+
 _MIGRATIONS = {
     1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5, 5: _migrate_5_to_6,
-    6: _migrate_6_to_7,
+    6: _migrate_6_to_7, 7: _migrate_7_to_8,
 }  # fmt: skip
-MODEL_JSON = JsonFile("model.json", 7, _MIGRATIONS, UntrustedError)
+MODEL_JSON = JsonFile("model.json", 8, _MIGRATIONS, UntrustedError)
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -123,12 +123,22 @@ def summarise_test(run: RunFolder, point_names: Collection[str]) -> dict[str, An
             for name in SUMMARY_METRICS
             if (metrics["metrics"].get(name) or {}).get("value") is not None
         },
+        "operating_points": {
+            point["name"]: {rate: _rate_facts(point[rate]) for rate, _, _ in _RATES}
+            for point in (metrics.get("policy") or {}).get("operating_points", ())
+            if point["name"] in point_names
+        },
         "broken_guarantees": [
             {**broken.as_dict(), "sentence": plain_text(guarantee_fragments(broken, split))}
             for broken in verdict.broken
             if broken.rate == "coverage" or broken.name in point_names
         ],
     }
+
+
+def _rate_facts(estimate: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an estimate as a model keeps it: its numbers, and the text that says how far to rely on them."""
+    return {**{name: estimate.get(name) for name in ("value", "ci95", "n")}, "text": estimate_text(estimate)}
 
 
 def estimate_text(estimate: Mapping[str, Any]) -> str:
