@@ -17,6 +17,11 @@ _EDGE_LEVEL = 15.0
 _ROUNDING_VARIANCE = 0.2
 """Variance that rounding to grey levels (1/12) and good JPEG compression leave in an image without detail."""
 
+BLURRED_SHARPNESS = 0.45
+"""Below it an image is called blurred. Of 1,200 public images (400 each of HAM10000, ISIC nine classes and melanoma
+10,000, at 160 to 200 pixels a side) none lies below, and with a Gaussian blur of 4 pixels at 450 pixels a side 98.7 %;
+with one of 2 pixels 0.1 %. Sets differ in sharpness, so this is coarse; the audit compares within a set."""
+
 
 @dataclass(frozen=True)
 class ImageStatistics:
@@ -53,6 +58,12 @@ def image_statistics(pixels: NDArray[np.uint8]) -> ImageStatistics:
     return ImageStatistics(
         width, height, red, green, blue, sd_red, sd_green, sd_blue, None if math.isnan(detail) else detail
     )
+
+
+def is_blurred(pixels: NDArray[np.uint8]) -> bool | None:
+    """Return whether decoded pixels, (H, W, 3) uint8 RGB, are blurred; None where there is too little to measure."""
+    detail = sharpness_of(grey_of(reduce_pixels(pixels)))
+    return None if math.isnan(detail) else detail < BLURRED_SHARPNESS
 
 
 def reduce_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

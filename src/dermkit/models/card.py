@@ -52,9 +52,11 @@ POLICY_FIELDS = ("calibration", "operating_points", "conformal", "referral", "n_
 """The fields of model.json that hold the policy. `referral` is absent in models of older versions."""
 
 EVALUATION_FIELD = "evaluation"
-"""The field of model.json that says what the test images showed, null before; absent in older versions: `split`, `n`,
-`outcome` and `verdict` as the report has them, `figures`, `operating_points` (name -> `sensitivity` and `specificity`,
-each with `value`, `ci95`, `n` and `text`) and `broken_guarantees`, each with its `sentence`; and `is_of_single_nets`: whether one of several nets scored each image, not their mean (absent: of several, one did)."""
+"""The field of model.json that says what the test images showed, null before; absent in older versions.
+
+`split`, `n`, `outcome` and `verdict` as the report has them, `figures`, `operating_points` (name -> `sensitivity` and
+`specificity`, each with `value`, `ci95`, `n` and `text`) and `broken_guarantees`, each with its `sentence`; and
+`is_of_single_nets`: whether one of several nets scored each image, not their mean (absent: of several, one did)."""
 
 
 def _migrate_1_to_2(card: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""The heat map of one image for a client: a picture to lay over the image, and its legend."""
+"""The heat map of one image for a client: a picture to lay over the image, its legend, the nearest training cases."""
 
 import base64
 import io
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from PIL import Image
 
+from dermkit.explanation.nearest_cases import training_cases
 from dermkit.explanation.overlay import NOT_SEEN
 from dermkit.explanation.target import ROLLOUT_NAME, choose_target
 from dermkit.images.decode import LesionImage
@@ -35,6 +38,7 @@ class MapMaker:
         from dermkit.explanation.model_maps import ModelExplainer  # here: it loads torch
 
         self._predictor, self._explainer = predictor, ModelExplainer(predictor)
+        self._cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
 
     def explain(self, image: LesionImage, job: ExplainJob, metadata: "pd.DataFrame | None") -> dict[str, Any]:
         """Return the fields of `ExplainAnswer` that are of this image. metadata: one row, None = all unknown."""
@@ -54,7 +58,15 @@ class MapMaker:
             "heat_map_png": _base64(colour_map_png(values)), "picture_jpeg": _base64(_jpeg(picture)),
             "width": picture.width, "height": picture.height, "legend": _legend(class_name, against),
             "notes": self._notes(values, class_name), "pixel_sha256": image.pixel_sha256,
+            "nearest_cases": self._nearest_cases(inputs, image.pixel_sha256),
         }  # fmt: skip
+
+    def _nearest_cases(self, inputs: Sequence[NDArray[np.uint8]], pixel_sha256: str) -> list[dict[str, Any]]:
+        if self._cases is None:
+            return []
+        features = [one for one in self._predictor.features([array[None] for array in inputs]) if one is not None]
+        cases = self._cases.nearest(features, pixel_sha256)
+        return [{name: value for name, value in asdict(case).items() if name != "uri"} for case in cases]
 
     def _notes(self, values: NDArray[np.float32], class_name: str) -> list[str]:
         seen = float((~np.isnan(values)).mean())

@@ -46,6 +46,7 @@ def model_facts(
         "decision_threshold": _threshold(policy),
         "coverage": coverage,
         "why_no_decision": NO_POLICY_TEXT if policy is None else no_call_reason(policy),
+        "prediction_sets": None if policy is None else _prediction_sets(predictor, policy),
         "warnings": _warnings(predictor, policy),
         "metadata_fields": list(predictor.metadata_fields),
         "explain": not why_no_explain,
@@ -92,7 +93,7 @@ def _evaluation(card: Mapping[str, Any]) -> dict[str, Any] | None:
 def _operating_points(predictor: "Predictor", policy: ActivePolicy | None) -> list[dict[str, Any]]:
     if policy is None:
         return []
-    rows = []
+    rows, tested = [], (predictor.card.get(EVALUATION_FIELD) or {}).get("operating_points", {})
     for point in policy.policy.operating_points:
         broken = find_broken(predictor.broken_guarantees, point.name)
         rows.append(
@@ -100,9 +101,19 @@ def _operating_points(predictor: "Predictor", policy: ActivePolicy | None) -> li
                 "name": point.name, "rate": point.rate, "target": point.target, "threshold": point.threshold,
                 "n": point.n, "guaranteed": point.guaranteed, "broken": broken is not None,
                 "guarantee": guarantee_text(point, broken),
+                **{f"test_{rate}": estimate for rate, estimate in tested.get(point.name, {}).items()},
             }
         )  # fmt: skip
     return rows
+
+
+def _prediction_sets(predictor: "Predictor", policy: ActivePolicy) -> dict[str, Any]:
+    rule = policy.policy.conformal_rule
+    minima = zip(predictor.class_names, rule.min_probability.tolist(), strict=True)
+    return {
+        "coverage": 1 - rule.alpha, "always_included": [name for name, minimum in minima if minimum <= 0],
+        "broken": [broken.class_name for broken in policy.broken if broken.rate == "coverage"],
+    }  # fmt: skip
 
 
 def _point_name(policy: ActivePolicy | None) -> str:

@@ -77,7 +77,8 @@ class ImageAnswer(BaseModel):
     """What the model says of one image; where it was refused, `refusal` says why and the rest is null or empty.
 
     position: in the request, from 0. classes: in the order of the model. pixel_sha256: of the upright pixels, "" where
-    there are none. training_split: the split in which the model's training used this image, "" = it did not.
+    there are none. training_split: the split in which the model's training used this image, "" = it did not. blurred:
+    less sharp than photographs of lesions are; null where there is too little to measure.
     """
 
     model_config = _CONFIG
@@ -92,6 +93,7 @@ class ImageAnswer(BaseModel):
     width: int | None
     height: int | None
     refusal: RefusalAnswer | None
+    blurred: bool | None = None
 
 
 class PredictAnswer(BaseModel):
@@ -123,11 +125,25 @@ class MapLegend(BaseModel):
     unseen: str
 
 
+class NearestCaseAnswer(BaseModel):
+    """A training image near to an image in the net's features: its id, label and distance, 0 to 4; never its pixels.
+
+    is_nearest_of_class: not among the nearest of all, and there as the nearest of its class.
+    """
+
+    model_config = _CONFIG
+    image_id: str
+    label: str
+    distance: float
+    is_nearest_of_class: bool
+
+
 class ExplainAnswer(BaseModel):
     """The answer of /v1/explain.
 
     heat_map_png: base64 of an RGBA PNG in the frame of the upright image, to be laid over it; picture_jpeg: base64 of
     that image at the same size, for browsers that cannot show its format. notes: what a reader has to know.
+    nearest_cases: the nearest training images, then the nearest of each other class; none where the model holds none.
     """
 
     model_config = _CONFIG
@@ -145,6 +161,7 @@ class ExplainAnswer(BaseModel):
     legend: MapLegend
     notes: list[str]
     pixel_sha256: str
+    nearest_cases: list[NearestCaseAnswer] = Field(default_factory=list)
     notice: Literal["Research use only. Not a medical device."] = RESEARCH_ONLY  # type: ignore[assignment]
 
 
@@ -157,8 +174,21 @@ class ClassFacts(BaseModel):
     malignancy: str
 
 
+class RateFacts(BaseModel):
+    """A rate on the model's test images, 0 to 1, with its 95 % interval; text: with what limits its use."""
+
+    model_config = _CONFIG
+    value: float | None
+    ci95: tuple[float, float] | None
+    n: int
+    text: str
+
+
 class OperatingPointFacts(BaseModel):
-    """An operating point of the model. guarantee: in words, with confidence and the number of images behind it."""
+    """An operating point of the model. guarantee: in words, with confidence and the number of images behind it.
+
+    test_sensitivity, test_specificity: what it reached on the test images; null where the model does not say.
+    """
 
     model_config = _CONFIG
     name: str
@@ -169,6 +199,21 @@ class OperatingPointFacts(BaseModel):
     guaranteed: bool
     broken: bool
     guarantee: str
+    test_sensitivity: RateFacts | None = None
+    test_specificity: RateFacts | None = None
+
+
+class PredictionSetFacts(BaseModel):
+    """What prediction sets guarantee, class by class, for images drawn like the validation images.
+
+    coverage: fraction of the images of a class whose set holds it. always_included: classes with too few validation
+    images, which are in every set. broken: classes for which the test images broke the guarantee.
+    """
+
+    model_config = _CONFIG
+    coverage: float
+    always_included: list[str]
+    broken: list[str]
 
 
 class EvaluationFacts(BaseModel):
@@ -187,6 +232,7 @@ class ModelAnswer(BaseModel):
     """The answer of /v1/model: the model card as data.
 
     training: recipe, data set with its number of images, licences and starting weights, as model.json has them.
+    prediction_sets: null where the model makes none.
     evaluation: null where the model scored no test images. metadata_fields: which of age, sex and site the model takes.
     explain: whether heat maps can be made; why_no_explain: "" where they can. card: MODEL_CARD.md, for people.
     """
@@ -202,6 +248,7 @@ class ModelAnswer(BaseModel):
     decision_threshold: float | None
     coverage: float | None
     why_no_decision: str
+    prediction_sets: PredictionSetFacts | None = None
     warnings: list[str]
     metadata_fields: list[str]
     explain: bool

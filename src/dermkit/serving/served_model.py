@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dermkit.errors import DermkitError, ImageRejected, ResourceError, printable
 from dermkit.images.decode import LesionImage, open_image
+from dermkit.images.statistics import is_blurred
 from dermkit.models.card import MODEL_CARD_FILE
 from dermkit.prediction.image_prediction import ImagePrediction
 from dermkit.prediction.inputs import ImageRef
@@ -130,7 +131,7 @@ class ServedModel:
             "decisions": _decisions(prediction), "distribution": _distribution(prediction),
             "notes": [printable(note) for note in dict.fromkeys((*one.image.notes, *prediction.notes))],
             "training_split": prediction.training_split, "pixel_sha256": one.image.pixel_sha256,
-            "width": int(width), "height": int(height),
+            "width": int(width), "height": int(height), "blurred": is_blurred(one.image.pixels),
         }  # fmt: skip
 
     def _classes(self, prediction: ImagePrediction) -> list[dict[str, Any]]:
