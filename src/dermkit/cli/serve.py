@@ -41,6 +41,7 @@ def serve_command(
     ] = None,
 ) -> None:
     _check_packages()
+    from dermkit.serving.page_routes import PAGE_RULES, page_router
     from dermkit.serving.server import log_to_stderr, serve
     from dermkit.serving.settings import MEBIBYTE, ServeSettings, limits_with
 
@@ -52,7 +53,7 @@ def serve_command(
     )  # fmt: skip
     log_to_stderr()
     echo("Research use only. Not a medical device.")
-    serve(settings, progress=Progress(say=echo))
+    serve(settings, routers=[page_router()], rules=PAGE_RULES, progress=Progress(say=echo))
 
 
 def _check_packages() -> None:
