@@ -26,7 +26,9 @@ def make_key_command(
     name: Annotated[str, typer.Option(help="Who will use the key, in words.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="predict, explain, metrics or admin; may be repeated (default: predict and explain)."),
+        typer.Option(
+            help="predict, explain, feedback, metrics or admin; may be repeated (default: predict and explain)."
+        ),
     ] = None,
     days: DaysOption = None,
 ) -> None:

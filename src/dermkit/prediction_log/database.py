@@ -37,11 +37,13 @@ class LogAddress:
         return Path(self.url.database or "") if self.url.get_backend_name() == SQLITE else None
 
 
-def parse_address(text: str) -> LogAddress:
+def parse_address(text: str | LogAddress) -> LogAddress:
     """Return the address of a log: the path of an SQLite file, `sqlite:///FILE`, or `postgresql://USER@HOST/NAME`.
 
-    Raises `UsageError` for any other kind of database.
+    One that was parsed before is returned. Raises `UsageError` for any other kind of database.
     """
+    if isinstance(text, LogAddress):
+        return text
     if "://" not in text:
         if not text or text == ":memory:":
             raise _wrong_address("no file is named")

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from dermkit.errors import DataError, DermkitError, UsageError
 from dermkit.prediction_log.append import append_rows
-from dermkit.prediction_log.database import log_errors, open_engine, open_reader, parse_address
+from dermkit.prediction_log.database import LogAddress, log_errors, open_engine, open_reader, parse_address
 from dermkit.prediction_log.rows import OUTCOME, OUTCOME_KINDS, OutcomeRow, parse_time
 from dermkit.prediction_log.schema import check_schema
 from dermkit.prediction_log.tables import OUTCOMES, PREDICTIONS
@@ -65,7 +65,7 @@ def add_outcome(
     return bool(added.n_new)
 
 
-def add_outcomes(log: str, rows: Iterable[OutcomeRow]) -> OutcomesAdded:
+def add_outcomes(log: str | LogAddress, rows: Iterable[OutcomeRow]) -> OutcomesAdded:
     """Add outcomes to a log, some in one commit; the same outcome given again is written once.
 
     Those whose id the log does not have are returned. Raises `LogUnavailable` where the database is away; then what

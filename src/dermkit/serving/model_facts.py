@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dermkit import __version__
+from dermkit.files import canonical_json, sha256_bytes
 from dermkit.metrics.decisions.apply import ActivePolicy, find_broken
 from dermkit.models.card import EVALUATION_FIELD, is_ensemble, is_tested_ensemble
 from dermkit.models.card_fields import known_performance
@@ -33,6 +34,9 @@ def model_facts(
         "model": {
             "name": str(card["recipe"].get("name", "unnamed")), "model_key": predictor.model_key,
             "sha256": predictor.sha256, "files_sha256": predictor.files_sha256, "version": __version__,
+            "preprocessing_sha256": sha256_bytes(
+                canonical_json([member["preprocessing"] for member in card["members"]]).encode()
+            ),
         },
         "classes": [
             {"name": entry.name, "diagnosis": entry.diagnosis or "", "malignancy": entry.malignancy}

@@ -38,6 +38,7 @@ class ProblemCode(StrEnum):
     NOT_READY = "not_ready"
     STOPPING = "stopping"
     NOT_LOGGED = "not_logged"
+    LOG_AWAY = "log_away"
 
 
 class ProblemKind(NamedTuple):
@@ -70,6 +71,7 @@ PROBLEM_KINDS: Mapping[ProblemCode, ProblemKind] = MappingProxyType({
     ProblemCode.NOT_READY: ProblemKind(503, "The model is not loaded: try again later"),
     ProblemCode.STOPPING: ProblemKind(503, "The server is stopping"),
     ProblemCode.NOT_LOGGED: ProblemKind(503, "The prediction could not be logged, so it is not given"),
+    ProblemCode.LOG_AWAY: ProblemKind(503, "The prediction log cannot be reached now: try again later"),
 })  # fmt: skip
 
 

@@ -15,6 +15,7 @@ class Scope(StrEnum):
 
     PREDICT = "predict"
     EXPLAIN = "explain"
+    FEEDBACK = "feedback"
     METRICS = "metrics"
     ADMIN = "admin"
 

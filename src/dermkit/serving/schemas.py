@@ -16,7 +16,7 @@ class ModelReference(BaseModel):
     """Which model answered.
 
     name: of its recipe. model_key: of what decides its answers; sha256: of model.json; files_sha256: of the list of
-    hashes of all its files. version: of dermkit.
+    hashes of all its files. version: of dermkit. preprocessing_sha256: of how each net's pixels are prepared.
     """
 
     model_config = _CONFIG
@@ -25,6 +25,7 @@ class ModelReference(BaseModel):
     sha256: str
     files_sha256: str
     version: str
+    preprocessing_sha256: str = ""
 
 
 class ClassAnswer(BaseModel):
@@ -76,13 +77,15 @@ class RefusalAnswer(BaseModel):
 class ImageAnswer(BaseModel):
     """What the model says of one image; where it was refused, `refusal` says why and the rest is null or empty.
 
-    position: in the request, from 0. classes: in the order of the model. pixel_sha256: of the upright pixels, "" where
-    there are none. training_split: the split in which the model's training used this image, "" = it did not. blurred:
-    less sharp than photographs of lesions are; null where there is too little to measure.
+    position: in the request, from 0. prediction_id: of its row in the prediction log, for /v1/feedback; "" where none
+    is kept. classes: in the order of the model. pixel_sha256: of the upright pixels, "" where there are none.
+    training_split: the split in which the model's training used this image, "" = it did not. blurred: less sharp than
+    photographs of lesions are; null where there is too little to measure.
     """
 
     model_config = _CONFIG
     position: int
+    prediction_id: str = ""
     predicted: str | None
     classes: list[ClassAnswer]
     decisions: DecisionAnswer | None
