@@ -17,7 +17,8 @@ from dermkit.serving.app import create_app, public_limits
 from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.jobs import ExplainJob, Job
 from dermkit.serving.prometheus import ServerMetrics
-from dermkit.serving.routes import PredictionRecorder, ServerState
+from dermkit.serving.recorder import PredictionRecorder
+from dermkit.serving.routes import ServerState
 from dermkit.serving.schemas import ModelAnswer
 from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
@@ -207,6 +208,6 @@ def run(coroutine: Awaitable[Any]) -> Any:
     """Run a test's coroutine."""
 
     async def main() -> Any:
-        return await asyncio.wait_for(coroutine, 60)
+        return await asyncio.wait_for(coroutine, 500)
 
     return asyncio.run(main())

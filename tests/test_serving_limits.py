@@ -14,8 +14,7 @@ import pytest
 from dermkit.errors import UsageError
 from dermkit.serving.key_file import make_key
 from dermkit.serving.problems import PROBLEM_KINDS, PROBLEM_TYPE, ProblemCode
-from dermkit.serving.routes import PredictionRecorder
-from dermkit.serving.schemas import PredictAnswer
+from dermkit.serving.recorder import PredictionRecord, PredictionRecorder
 from dermkit.serving.settings import MEBIBYTE, ServeLimits, ServeSettings
 from served import BOUNDARY, FORM_TYPE, QuickWorker, Reply, form, run, served
 
@@ -360,8 +359,10 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Recorder:
-        async def record(self, answer: PredictAnswer, *, key_id: str) -> None:
-            raise OSError(f"/home/jane/secret.db is full: {answer.n_scored} {key_id}")
+        field_names = ()
+
+        async def record(self, record: PredictionRecord) -> None:
+            raise OSError(f"/home/jane/secret.db is full: {record}")
 
     caplog.set_level(logging.INFO)
     recorder: PredictionRecorder = Recorder()
@@ -386,17 +387,27 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
 
 
 def test_every_prediction_is_recorded_before_it_is_given(tmp_path: Path) -> None:
-    path, records = tmp_path / "keys.json", list[tuple[str, str, int]]()
+    path, records = tmp_path / "keys.json", list[PredictionRecord]()
     key, text = make_key(path, name="a", scopes=["predict"])
 
     class Recorder:
-        async def record(self, answer: PredictAnswer, *, key_id: str) -> None:
-            records.append((answer.request_id, key_id, answer.n_scored))
+        field_names = ("device",)
+
+        async def record(self, record: PredictionRecord) -> None:
+            records.append(record)
 
     async def check() -> None:
         async with served(keys=path, recorder=Recorder()) as client:
-            reply = await client.post("/v1/predict", form(b"1", b"2"), authorization=f"Bearer {text}")
-            assert records == [(reply.json["request_id"], key.id, 2)]
+            body = form(b"1", b"broken", device="X100")
+            reply = await client.post("/v1/predict", body, authorization=f"Bearer {text}")
+            (record,) = records
+            assert record.answer.model_dump() == reply.json
+            assert (record.key_id, record.fields, record.metadata) == (key.id, {"device": "X100"}, ({}, {}))
+            check_problem(
+                await client.post("/v1/predict", form(b"broken"), authorization=f"Bearer {text}"),
+                ProblemCode.IMAGE_REFUSED,
+            )
+            assert len(records) == 2
 
     run(check())
 

@@ -47,7 +47,7 @@ def list_keys_command(file: KeyFileArgument) -> None:
     from dermkit.serving.key_file import read_keys
 
     for key in read_keys(file):
-        state = key.why_invalid(datetime.now(UTC)) or f"valid until {key.expires or 'revoked'}"
+        state = key.why_invalid(datetime.now(UTC)) or f"valid until {key.expires or 'never'}"
         echo(f"{key.id}  {key.name}  {','.join(scope.value for scope in key.scopes)}  made {key.created}  {state}")
 
 

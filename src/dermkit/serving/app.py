@@ -56,12 +56,18 @@ def _lifespan(state: ServerState) -> Any:
     @contextlib.asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         if state.facts is None:
-            facts = await state.queue.start()
-            state.facts = ModelAnswer(**facts, limits=public_limits(state.limits))
+            await load_model_facts(state)
         yield
         await state.queue.stop()
 
     return run
+
+
+async def load_model_facts(state: ServerState) -> ModelAnswer:
+    """Start the worker, and keep what the model is; raises the error of the loading."""
+    facts = await state.queue.start()
+    state.facts = ModelAnswer(**facts, limits=public_limits(state.limits))
+    return state.facts
 
 
 def public_limits(limits: ServeLimits) -> dict[str, float]:

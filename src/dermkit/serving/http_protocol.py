@@ -15,8 +15,13 @@ from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.settings import ServeLimits
 
 MAX_HEADER_BYTES = 32 * 1024
+_MAX_HEADERS = 100
 _READ_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
+
+
+class HeadersTooLarge(ValueError):
+    """The headers of a request are larger than the limit."""
 
 
 class LingeringTransport:
@@ -55,7 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first request; one connection too many is dropped at once."""
-        self._n_header_bytes, self._is_in_headers = 0, True
+        self._n_unparsed_bytes, self._n_header_bytes, self._n_headers, self._is_in_headers = 0, 0, 0, True
         self._header_timer: asyncio.TimerHandle | None = None
         if len(self.connections) >= self.limits.max_connections:
             transport.abort()
@@ -85,23 +90,38 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._is_in_headers:
             self._start_header_timer()
-            self._n_header_bytes += len(data)
-            if self._n_header_bytes > MAX_HEADER_BYTES + _READ_BYTES:
+            self._n_unparsed_bytes += len(data)
+            if self._n_unparsed_bytes > MAX_HEADER_BYTES + _READ_BYTES:
                 self._refuse(ProblemCode.HEADERS_TOO_LARGE)
                 return
         super().data_received(data)
-        if self._is_in_headers and self._n_header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self._refuse(ProblemCode.HEADERS_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """Start the deadline of a further request on this connection."""
-        self._is_in_headers = True
+        self._is_in_headers, self._n_header_bytes, self._n_headers = True, 0, 0
         self._start_header_timer()
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        """Count its bytes."""
+        self._count_header(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count its bytes."""
+        self._n_headers += 1
+        self._count_header(name + value)
+        super().on_header(name, value)
+
+    def _count_header(self, data: bytes) -> None:
+        """Raise `HeadersTooLarge`, which ends the parser, where it is too much; `send_400_response` then answers."""
+        self._n_header_bytes += len(data)
+        if self._n_header_bytes > MAX_HEADER_BYTES or self._n_headers > _MAX_HEADERS:
+            raise HeadersTooLarge
+
     def on_headers_complete(self) -> None:
         """Stop the deadline, and read nothing more until the application asks for the body."""
-        self._is_in_headers, self._n_header_bytes = False, 0
+        self._is_in_headers, self._n_unparsed_bytes = False, 0
         self._stop_header_timer()
         super().on_headers_complete()
         self.flow.pause_reading()
@@ -110,11 +130,14 @@ class GuardedProtocol(HttpToolsProtocol):
         """Let the next request have its deadline from its first byte on."""
         super().on_response_complete()
         if not self.pipeline:
-            self._is_in_headers, self._n_header_bytes = True, 0
+            self._is_in_headers, self._n_unparsed_bytes = True, 0
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words are not passed on
         """Answer what is no HTTP with a problem."""
-        self._refuse(ProblemCode.BAD_REQUEST)
+        is_large = self._is_in_headers and (
+            self._n_header_bytes > MAX_HEADER_BYTES or self._n_headers > _MAX_HEADERS
+        )
+        self._refuse(ProblemCode.HEADERS_TOO_LARGE if is_large else ProblemCode.BAD_REQUEST)
 
     def _start_header_timer(self) -> None:
         if self._header_timer is None:

@@ -15,7 +15,7 @@ from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.rules import RouteRule, find_rule
 from dermkit.serving.settings import ServeLimits
 
-RETRY_SECONDS = 1
+_RETRY_SECONDS = 1
 _SAME_SITE = ("same-origin", "none")
 
 
@@ -29,7 +29,7 @@ class BodyBudget:
         """Count bytes that arrived; raises `Problem` where they are too many for now."""
         if self.held + n_bytes > self._max_bytes:
             raise Problem(
-                ProblemCode.QUEUE_FULL, "the server holds as many uploads as it may", retry_after=RETRY_SECONDS,
+                ProblemCode.QUEUE_FULL, "the server holds as many uploads as it may", retry_after=_RETRY_SECONDS,
                 closes=True,
             )  # fmt: skip
         self.held += n_bytes

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
@@ -14,6 +14,7 @@ from dermkit.serving.metadata_field import parse_metadata
 from dermkit.serving.multipart import Form, read_form
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.prometheus import METRICS_TYPE, ServerMetrics
+from dermkit.serving.recorder import PredictionRecord, PredictionRecorder
 from dermkit.serving.schemas import (
     ExplainAnswer,
     HealthAnswer,
@@ -27,13 +28,6 @@ from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits
 
 _Result = TypeVar("_Result")
-
-
-class PredictionRecorder(Protocol):
-    """What keeps a record of predictions: told of each before its answer is sent."""
-
-    async def record(self, answer: PredictAnswer, *, key_id: str) -> None:
-        """Keep an answer; raises where that fails, and the answer is then not given. key_id: "" without keys."""
 
 
 @dataclass
@@ -73,9 +67,9 @@ async def post_predict(request: Request) -> PredictAnswer:
     A refused image does not fail the request: `refusal` says why it was not scored. 422 where none of them could be.
     """
     server = state_of(request)
-    form = await read_form(
-        request.receive, single_header(request.scope, b"content-type"), server.limits, ("metadata",)
-    )
+    record_names = () if server.recorder is None else server.recorder.field_names
+    content_type = single_header(request.scope, b"content-type")
+    form = await read_form(request.receive, content_type, server.limits, ("metadata", *record_names))
     if not form.images:
         raise Problem(ProblemCode.FIELD_NOT_VALID, "images: none given")
     metadata = parse_metadata(form.fields.get("metadata"), len(form.images), server.model.metadata_fields)
@@ -85,7 +79,11 @@ async def post_predict(request: Request) -> PredictAnswer:
     answer = _predict_answer(server, request.state.request_id, images)
     _count(server.metrics, images)
     if server.recorder is not None:
-        await _record(server.recorder, answer, key_id=_key_id(request))
+        fields = {name: text for name, text in form.fields.items() if name in record_names}
+        statistics = tuple(result.get("statistics") for result in results)
+        await _record(
+            server.recorder, PredictionRecord(answer, fields, statistics, tuple(metadata), _key_id(request))
+        )
     if not answer.n_scored:
         raise Problem(ProblemCode.IMAGE_REFUSED, images=[image.model_dump() for image in images])
     return answer
@@ -167,7 +165,9 @@ def image_answer(position: int, fields: Mapping[str, Any]) -> ImageAnswer:
             training_split="", pixel_sha256="", width=None, height=None,
             refusal=RefusalAnswer(**fields["refusal"]),
         )  # fmt: skip
-    return ImageAnswer(position=position, **fields)
+    return ImageAnswer(
+        position=position, **{name: value for name, value in fields.items() if name != "statistics"}
+    )
 
 
 def _predict_answer(server: ServerState, request_id: str, images: Sequence[ImageAnswer]) -> PredictAnswer:
@@ -184,9 +184,9 @@ def _key_id(request: Request) -> str:
     return str(getattr(request.state, "key_id", ""))
 
 
-async def _record(recorder: PredictionRecorder, answer: PredictAnswer, *, key_id: str) -> None:
+async def _record(recorder: PredictionRecorder, record: PredictionRecord) -> None:
     try:
-        await recorder.record(answer, key_id=key_id)
+        await recorder.record(record)
     except Exception as error:
         raise Problem(ProblemCode.NOT_LOGGED, retry_after=1) from error
 

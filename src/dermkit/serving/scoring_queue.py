@@ -6,6 +6,7 @@ An image that ends the worker, or hangs, gets a refusal of its own; the others o
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ _MAX_WAIT_TO_RESTART = 30.0
 _REMEMBERED_SECONDS = 600.0
 _MAX_REMEMBERED = 1024
 _MAX_LOSSES = 2
+_MAX_RETRY_SECONDS = 60
+_PACE_WEIGHT = 0.2
+"""Of the last batch in the pace of the model."""
 
 
 class Worker(Protocol):
@@ -65,7 +69,8 @@ class ScoringQueue:
         self._driver: asyncio.Task[None] | None = None
         self._files_sha256 = ""
         self._why_not_ready = "the model is not loaded yet"
-        self._is_stopping = False
+        self._is_stopping = self._is_restarting = False
+        self._seconds_per_image = 0.0
         self._dangerous: OrderedDict[bytes, float] = OrderedDict()
 
     @property
@@ -75,13 +80,14 @@ class ScoringQueue:
 
     @property
     def retry_after(self) -> int:
-        """Return after how many seconds another try is worth it."""
-        return 1
+        """Return after how many seconds the images that wait now will have been scored, at the pace so far."""
+        return min(_MAX_RETRY_SECONDS, max(1, math.ceil(self.n_waiting * self._seconds_per_image)))
 
     def reasons_not_ready(self) -> list[str]:
         """Return why a request would not be accepted now, nothing where it would."""
         reasons = ["the server is stopping"] * self._is_stopping
         reasons += [self._why_not_ready] * bool(self._why_not_ready)
+        reasons += ["the worker is being started again"] * self._is_restarting
         return reasons + ["the queue is full"] * (self.n_waiting >= self._limits.max_waiting)
 
     def check_room(self, n_images: int = 1) -> None:
@@ -199,10 +205,13 @@ class ScoringQueue:
         def deliver(index: int, answer: Mapping[str, Any]) -> None:
             loop.call_soon_threadsafe(_resolve, group[index], answer)
 
+        start_time = time.monotonic()
         try:
             self._worker.run([ticket.job for ticket in group], deliver)
         except WorkerLost as lost:
             return lost
+        seconds = (time.monotonic() - start_time) / len(group)
+        self._seconds_per_image += _PACE_WEIGHT * (seconds - self._seconds_per_image)
         return None
 
     def _after_loss(self, group: Sequence[_Ticket], lost: WorkerLost) -> list[list[_Ticket]]:
@@ -237,24 +246,30 @@ class ScoringQueue:
                 yield ticket
 
     async def _start_again(self) -> None:
-        """Start the worker, and try until it comes up with the same model; who waits meanwhile gets a problem."""
-        self._why_not_ready = "the worker is being started again"
-        wait_seconds = 1.0
-        while True:
-            self._metrics.count_restart()
-            try:
-                facts = await asyncio.to_thread(self._worker.start)
-                if facts["model"]["files_sha256"] == self._files_sha256:
-                    self._why_not_ready = ""
-                    return
-                self._why_not_ready = "the model folder was changed: start the server again"
-                await asyncio.to_thread(self._worker.stop)
-            except DermkitError as error:
-                _LOG.error("the worker cannot be started: %s", type(error).__name__)
-                self._why_not_ready = "the model cannot be loaded again"
+        """Start the worker, and try until it comes up with the same model.
+
+        Images that come meanwhile wait, as long as there is room; they get a problem where the first try failed.
+        """
+        self._is_restarting, wait_seconds = True, 1.0
+        while reason := await self._why_not_started():
+            self._why_not_ready = reason
             self._refuse_waiting()
             await asyncio.sleep(wait_seconds)
             wait_seconds = min(2 * wait_seconds, _MAX_WAIT_TO_RESTART)
+        self._is_restarting, self._why_not_ready = False, ""
+
+    async def _why_not_started(self) -> str:
+        """Start the worker; returns why it does not run with the same model, "" where it does."""
+        self._metrics.count_restart()
+        try:
+            facts = await asyncio.to_thread(self._worker.start)
+        except DermkitError as error:
+            _LOG.error("the worker cannot be started: %s", type(error).__name__)
+            return "the model cannot be loaded again"
+        if facts["model"]["files_sha256"] == self._files_sha256:
+            return ""
+        await asyncio.to_thread(self._worker.stop)
+        return "the model folder was changed: start the server again"
 
     def _refuse_waiting(self) -> None:
         for ticket in (*self._in_work, *self._waiting):

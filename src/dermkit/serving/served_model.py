@@ -1,13 +1,13 @@
 """The model in the worker: images become answers, with the numbers of `dermkit predict`; and what the model is."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from dermkit.errors import DermkitError, ImageRejected, ResourceError, printable
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.statistics import is_blurred
+from dermkit.images.statistics import BLURRED_SHARPNESS, ImageStatistics, image_statistics
 from dermkit.models.card import MODEL_CARD_FILE
 from dermkit.prediction.image_prediction import ImagePrediction
 from dermkit.prediction.inputs import ImageRef
@@ -34,6 +34,7 @@ class _OpenedImage:
     index: int
     job: ImageJob
     image: LesionImage
+    statistics: ImageStatistics
 
 
 class ServedModel:
@@ -80,8 +81,9 @@ class ServedModel:
         except ResourceError:
             report("answer", index, _refusal(WorkerRefusal.OUT_OF_MEMORY.value))
             return None
+        statistics = image_statistics(image.pixels)
         report("end", index)
-        return _OpenedImage(index, job, image)
+        return _OpenedImage(index, job, image, statistics)
 
     def _answer(self, group: Sequence[_OpenedImage], report: JobListener) -> None:
         """Score a group; where that fails, each image alone, so that one image costs the others nothing."""
@@ -131,7 +133,8 @@ class ServedModel:
             "decisions": _decisions(prediction), "distribution": _distribution(prediction),
             "notes": [printable(note) for note in dict.fromkeys((*one.image.notes, *prediction.notes))],
             "training_split": prediction.training_split, "pixel_sha256": one.image.pixel_sha256,
-            "width": int(width), "height": int(height), "blurred": is_blurred(one.image.pixels),
+            "width": int(width), "height": int(height), "blurred": _is_blurred(one.statistics),
+            "statistics": asdict(one.statistics),
         }  # fmt: skip
 
     def _classes(self, prediction: ImagePrediction) -> list[dict[str, Any]]:
@@ -185,6 +188,10 @@ class ServedModel:
             # captum and torch raise these for nets that they cannot handle, and for memory that is too small.
             return {"not_supported": f"no heat map of this image could be made ({type(error).__name__})"}
         return {"refusal": None, **map_fields}
+
+
+def _is_blurred(statistics: ImageStatistics) -> bool | None:
+    return None if statistics.sharpness is None else statistics.sharpness < BLURRED_SHARPNESS
 
 
 def _refusal(reason: str, detail: str = "") -> dict[str, Any]:

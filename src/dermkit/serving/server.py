@@ -15,15 +15,16 @@ from fastapi import APIRouter
 
 from dermkit.errors import OutputError
 from dermkit.progress import Progress
-from dermkit.serving.app import create_app, public_limits
+from dermkit.serving.app import create_app, load_model_facts
+from dermkit.serving.asgi import AsgiApp
 from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.http_protocol import guarded_protocol
 from dermkit.serving.prometheus import ServerMetrics
-from dermkit.serving.routes import PredictionRecorder, ServerState
+from dermkit.serving.recorder import PredictionRecorder
+from dermkit.serving.routes import ServerState
 from dermkit.serving.rules import RouteRule
-from dermkit.serving.schemas import ModelAnswer
 from dermkit.serving.scoring_queue import ScoringQueue
-from dermkit.serving.settings import ServeSettings
+from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker import run_worker
 from dermkit.serving.worker_process import WorkerEntry, WorkerProcess
 
@@ -51,12 +52,17 @@ def serve(
         queue = ScoringQueue(WorkerProcess(settings, entry=entry), settings.limits, server_metrics)
         state = ServerState(settings.limits, queue, server_metrics, recorder)
         app = create_app(settings, state, guard=guard, routers=routers, rules=rules)
-        config = uvicorn.Config(
-            app, http=guarded_protocol(settings.limits), ws="none", lifespan="on", loop="asyncio", log_config=None,
-            access_log=False, server_header=False, proxy_headers=False, backlog=settings.limits.max_connections,
-            timeout_keep_alive=settings.limits.idle_seconds, timeout_graceful_shutdown=settings.limits.stop_seconds,
-        )  # fmt: skip
+        config = server_config(app, settings.limits)
         asyncio.run(_run(_Server(config, queue), settings, state, listener, say))
+
+
+def server_config(app: AsgiApp, limits: ServeLimits) -> uvicorn.Config:
+    """Return how uvicorn runs an application: with our protocol, and silent."""
+    return uvicorn.Config(
+        app, http=guarded_protocol(limits), ws="none", lifespan="on", loop="asyncio", log_config=None,
+        access_log=False, server_header=False, proxy_headers=False, backlog=limits.max_connections,
+        timeout_keep_alive=limits.idle_seconds, timeout_graceful_shutdown=limits.stop_seconds,
+    )  # fmt: skip
 
 
 async def _run(
@@ -64,17 +70,16 @@ async def _run(
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     say(f"loading {settings.model}")
-    facts = await state.queue.start()
-    state.facts = ModelAnswer(**facts, limits=public_limits(settings.limits))
+    model = await load_model_facts(state)
     server_metrics = state.metrics
     server_metrics.watch(
         waiting=lambda: state.queue.n_waiting, ready=lambda: float(not state.queue.reasons_not_ready()),
         connections=lambda: len(server.server_state.connections),
     )  # fmt: skip
     listener.listen(settings.limits.max_connections)
-    for warning in state.facts.warnings:
+    for warning in model.warnings:
         say(f"warning: {warning}")
-    say(f"serving {state.facts.model.name} on {address_text(listener)}  (Ctrl-C stops it)")
+    say(f"serving {model.model.name} on {address_text(listener)}  (Ctrl-C stops it)")
     await server.serve(sockets=[listener])
 
 

@@ -1,0 +1,34 @@
+"""What keeps a record of predictions, as the routes see it; the server itself stores nothing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dermkit.serving.schemas import PredictAnswer
+
+
+@dataclass(frozen=True)
+class PredictionRecord:
+    """One request that was answered, before its answer is sent.
+
+    fields: what the client sent of the recorder's `field_names`. statistics: of each image, the fields of
+    `ImageStatistics`; None where it was refused. metadata: age, sex and site of each
+    image as they were used, absent = unknown. key_id: "" where no keys are asked for.
+    """
+
+    answer: PredictAnswer
+    fields: Mapping[str, str]
+    statistics: tuple[Mapping[str, Any] | None, ...]
+    metadata: tuple[Mapping[str, str], ...]
+    key_id: str
+
+
+class PredictionRecorder(Protocol):
+    """Keeps records. field_names: of text fields beside the images that it takes from clients."""
+
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """Return the names of fields that a client may send for the record."""
+
+    async def record(self, record: PredictionRecord) -> None:
+        """Keep a record; raises where that fails, and the answer is then not given."""
