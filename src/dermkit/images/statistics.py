@@ -46,6 +46,11 @@ class ImageStatistics:
         """Return width over height."""
         return self.width / self.height
 
+    @property
+    def is_blurred(self) -> bool | None:
+        """Whether the image is less sharp than photographs are; None where there is too little to measure."""
+        return None if self.sharpness is None else self.sharpness < BLURRED_SHARPNESS
+
 
 def image_statistics(pixels: NDArray[np.uint8]) -> ImageStatistics:
     """Return the statistics of decoded pixels, (H, W, 3) uint8 RGB."""
@@ -58,12 +63,6 @@ def image_statistics(pixels: NDArray[np.uint8]) -> ImageStatistics:
     return ImageStatistics(
         width, height, red, green, blue, sd_red, sd_green, sd_blue, None if math.isnan(detail) else detail
     )
-
-
-def is_blurred(pixels: NDArray[np.uint8]) -> bool | None:
-    """Return whether decoded pixels, (H, W, 3) uint8 RGB, are blurred; None where there is too little to measure."""
-    detail = sharpness_of(grey_of(reduce_pixels(pixels)))
-    return None if math.isnan(detail) else detail < BLURRED_SHARPNESS
 
 
 def reduce_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

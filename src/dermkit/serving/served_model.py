@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dermkit.errors import DermkitError, ImageRejected, ResourceError, printable
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.statistics import BLURRED_SHARPNESS, ImageStatistics, image_statistics
+from dermkit.images.statistics import ImageStatistics, image_statistics
 from dermkit.models.card import MODEL_CARD_FILE
 from dermkit.prediction.image_prediction import ImagePrediction
 from dermkit.prediction.inputs import ImageRef
@@ -133,7 +133,7 @@ class ServedModel:
             "decisions": _decisions(prediction), "distribution": _distribution(prediction),
             "notes": [printable(note) for note in dict.fromkeys((*one.image.notes, *prediction.notes))],
             "training_split": prediction.training_split, "pixel_sha256": one.image.pixel_sha256,
-            "width": int(width), "height": int(height), "blurred": _is_blurred(one.statistics),
+            "width": int(width), "height": int(height), "blurred": one.statistics.is_blurred,
             "statistics": asdict(one.statistics),
         }  # fmt: skip
 
@@ -188,10 +188,6 @@ class ServedModel:
             # captum and torch raise these for nets that they cannot handle, and for memory that is too small.
             return {"not_supported": f"no heat map of this image could be made ({type(error).__name__})"}
         return {"refusal": None, **map_fields}
-
-
-def _is_blurred(statistics: ImageStatistics) -> bool | None:
-    return None if statistics.sharpness is None else statistics.sharpness < BLURRED_SHARPNESS
 
 
 def _refusal(reason: str, detail: str = "") -> dict[str, Any]:
