@@ -17,7 +17,8 @@ import numpy as np
 
 from dermkit.metrics.decisions.mixture_weights import fit_mixture_weights
 from dermkit.metrics.stats.arrays import Floats
-from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.prediction.load import load_model
+from dermkit.prediction.predictor import Predictor
 
 ROWS = Path(__file__).with_suffix(".csv")
 HEADER = ("part", "case", "n", "what", "value", "unit")

@@ -10,7 +10,7 @@ import pytest
 from corner_net import save_corner_model
 from dermkit.models.card import EMPTY_POLICY, MODEL_JSON, write_policy
 from dermkit.models.checksums import write_checksums
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.reporting.counterfactual_lines import read_counterfactuals
 from dermkit.reporting.labels import page_templates
 from dermkit.runs.answer_doubts import counterfactual_doubts, foreign_doubts

@@ -52,9 +52,9 @@ HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lig
 TORCH_ROOMS = (
     "models.cnn", "models.weights", "models.net", "models.net_fit", "models.precision", "models.inference",
     "models.heads", "models.size_limit", "models.view_pixels", "models.training_features_file", "training",
-    "prediction.predictor", "prediction.model_folder",
+    "prediction.torch_model", "prediction.model_folder",
     "explanation.layers", "explanation.attention_rollout", "explanation.heat_maps", "explanation.random_nets",
-    "explanation.model_maps", "models.engines.graph", "models.engines.scoring",
+    "explanation.model_maps", "models.engines.graph",
 )  # fmt: skip
 TORCH_INSIDE_FUNCTIONS = ("pipeline", "cli")
 

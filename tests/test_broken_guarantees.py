@@ -14,7 +14,7 @@ from dermkit.evaluation.options import EvaluationOptions
 from dermkit.files import write_rows
 from dermkit.models.card import card_text, read_card, write_policy
 from dermkit.models.checksums import write_checksums
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.prediction.run import predict
 from test_evaluation_options import make_frame, make_run
 

@@ -21,7 +21,7 @@ from dermkit.models.checksums import write_checksums
 from dermkit.pipeline import repeats
 from dermkit.pipeline.cross_validation import CrossValidation, find_folds, pool_folds, write_final_ensemble
 from dermkit.pipeline.repeats import summarise_repeats
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe
 from dermkit.runs import folder as run_folder
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder

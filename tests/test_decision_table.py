@@ -32,8 +32,8 @@ from dermkit.prediction.decisions import (
     write_decisions,
 )
 from dermkit.prediction.inputs import ImageRef
+from dermkit.prediction.load import load_model
 from dermkit.prediction.output import PredictOutcome
-from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import predict
 from dermkit.progress import Progress
 from dermkit.runs.folder import SEEN_SPLIT, RunFolder

@@ -16,7 +16,7 @@ from dermkit.errors import DataError, DermkitError, RunInterrupt, UsageError
 from dermkit.models.checksums import write_checksums
 from dermkit.pipeline.ensemble_sources import find_source
 from dermkit.pipeline.teacher import TEACHER_FILE, Teacher, teacher_table
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.distil_checks import check_distillation

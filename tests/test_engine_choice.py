@@ -21,7 +21,8 @@ from dermkit.models.engines.scoring import SessionEngine
 from dermkit.models.engines.sessions import NetOutputs, OpenVinoSession
 from dermkit.prediction import engine_choice
 from dermkit.prediction.engine_choice import AUTO, Measurement, cache_folder, select_engine
-from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.prediction.load import load_model
+from dermkit.prediction.predictor import Predictor
 from dermkit.prediction.run import _job_identity, predict
 from dermkit.progress import Progress
 from test_export import CNN, photographs, preprocessing_of, random_net, save
@@ -83,7 +84,7 @@ def test_auto_measures_once_and_takes_the_fastest_that_gives_the_numbers(
 
     def measure(_predictor: Predictor, candidate: Predictor, _load: object) -> Measurement:
         name = "torch"
-        if candidate.session_engines:
+        if not candidate.runtime.nets:
             name = "openvino" if "OpenVINO" in candidate.engine.net_variant else "onnxruntime"
         measured.append(name)
         return Measurement(rates[name], 1e-7, 32)
@@ -101,7 +102,7 @@ def test_auto_measures_once_and_takes_the_fastest_that_gives_the_numbers(
     monkeypatch.setattr(engine_choice, "processor_name", lambda: "another processor")
     rates["torch"] = 100.0
     chosen, lines = selected(model, AUTO)
-    assert chosen.session_engines == () and lines[-1].startswith("engine: torch")
+    assert chosen.runtime.nets != () and lines[-1].startswith("engine: torch")
     for path in cache.rglob("measurements-*.json"):
         path.write_text("{broken")
     measured.clear()
@@ -116,7 +117,7 @@ def test_a_measured_rate_is_of_all_batches(model: Path, cache: Path) -> None:
     assert set(engines) == {"torch", "onnxruntime", "openvino"}
     assert all(entry["images_per_second"] > 0 and entry["problem"] == "" for entry in engines.values())
     best = max(engines, key=lambda name: engines[name]["images_per_second"])
-    assert (best == "torch") == (chosen.session_engines == ())
+    assert (best == "torch") == (chosen.runtime.nets != ())
     assert len(lines) == 5, lines  # one net written, three measured, one chosen
 
 
@@ -254,9 +255,7 @@ def test_engines_are_measured_in_batches_of_the_size_that_is_used(
 def test_a_wrong_engine_is_told_before_the_model_is_loaded(
     model: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "dermkit.prediction.predictor.load_model", lambda *_args, **_options: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("dermkit.prediction.load.load_model", lambda *_args, **_options: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=r"--engine tensorrt: unknown"):
         predict(model, [str(photographs)], out=tmp_path / "out", engine="tensorrt")
 
@@ -274,7 +273,7 @@ def test_a_package_that_cannot_be_imported_is_left_out(
         selected(model, "onnxruntime")
     monkeypatch.setitem(engine_choice._LOADERS, "openvino", engine_choice._LOADERS["onnxruntime"])
     chosen, lines = selected(model, AUTO)
-    assert chosen.session_engines == () and lines[-1] == "engine: torch, since no other can be used"
+    assert chosen.runtime.nets != () and lines[-1] == "engine: torch, since no other can be used"
 
 
 @pytest.mark.parametrize(
@@ -318,7 +317,7 @@ def test_memory_that_is_too_small_for_the_graph_is_no_fault_of_the_net(
     with pytest.raises(ResourceError, match=r"^dermkit/cnn-s1: writing it as ONNX: out of memory"):
         selected(model, "onnxruntime")
     chosen, lines = selected(model, AUTO)
-    assert chosen.session_engines == ()
+    assert chosen.runtime.nets != ()
     assert lines[-1] == "engine: torch, since dermkit/cnn-s1: writing it as ONNX: out of memory"
     assert not any("not cached" in line for line in lines)
 
@@ -384,7 +383,7 @@ def test_what_is_absent_is_named_and_auto_goes_on_with_torch(
     assert "pip install 'dermkit[export]'" in messages and not (tmp_path / "out").exists()
     monkeypatch.setattr(engine_choice, "installed_version", lambda _package: None)
     chosen, lines = selected(model, AUTO)
-    assert chosen.session_engines == () and "no other is installed" in lines[-1]
+    assert chosen.runtime.nets != () and "no other is installed" in lines[-1]
     with pytest.raises(UsageError, match=r"--engine openvno: unknown; did you mean `openvino`"):
         selected(model, "openvno")
 
@@ -397,7 +396,7 @@ def test_a_net_that_onnx_cannot_hold_is_scored_by_torch(
 
     monkeypatch.setattr(graph, "onnx_bytes", refuse)
     chosen, lines = selected(model, AUTO)
-    assert chosen.session_engines == ()
+    assert chosen.runtime.nets != ()
     assert lines[-1] == "engine: torch, since strange: cannot be written as ONNX: no operator"
     with pytest.raises(UsageError, match="no operator"):
         selected(model, "onnxruntime")

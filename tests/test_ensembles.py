@@ -21,9 +21,9 @@ from dermkit.models.ensemble import check_members, write_ensemble
 from dermkit.models.net import build_net
 from dermkit.models.weights import resolve_weights
 from dermkit.pipeline.ensemble import ensemble
+from dermkit.prediction.load import load_model
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.prediction.pixels import DecodedImage, PixelStore, decode_image
-from dermkit.prediction.predictor import load_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.experiments import find_recipe
 from dermkit.recipes.schema import Recipe

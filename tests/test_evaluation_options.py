@@ -23,7 +23,7 @@ from dermkit.metrics.classification.isic_scorer import SCORER_METRICS, image_wei
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models import card as models_card
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.runs.layout import RUN
 
 TWO = (LesionClass("benign", "", "benign"), LesionClass("malignant", "", "malignant"))

@@ -26,8 +26,8 @@ from dermkit.models.cnn import cnn_s1
 from dermkit.models.metadata import MetadataEncoder
 from dermkit.models.net import Net, build_net
 from dermkit.models.weights import resolve_weights
+from dermkit.prediction.load import load_model
 from dermkit.prediction.model_folder import ModelMetadata, save_model
-from dermkit.prediction.predictor import load_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.recipes.training_specs import MetadataField, MetadataSpec
 from test_heat_maps import make_backbone, preprocessing_of

@@ -38,10 +38,11 @@ from dermkit.models.net import Net, build_net
 from dermkit.models.views import ALL_VIEWS, IDENTITY_VIEW
 from dermkit.models.weights import resolve_weights
 from dermkit.prediction import parity
+from dermkit.prediction.load import load_model
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.prediction.parity import compare_nets
 from dermkit.prediction.parity_images import ParityImages, choose_images
-from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.prediction.predictor import Predictor
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import find_recipe
 from dermkit.recipes.schema import ClassifierSpec, ModelSpec
@@ -393,9 +394,7 @@ def test_a_folder_that_cannot_be_replaced_is_told_before_the_work(
 def test_a_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "dermkit.prediction.predictor.load_model", lambda *_args, **_options: pytest.fail("loaded")
-    )
+    monkeypatch.setattr("dermkit.prediction.load.load_model", lambda *_args, **_options: pytest.fail("loaded"))
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
         export_model(ensemble, to="onnx", out=tmp_path / "file" / "out")

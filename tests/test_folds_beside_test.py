@@ -21,7 +21,8 @@ from dermkit.evaluation.predict_splits import predict_splits
 from dermkit.metrics.decisions.policy import fit_policy, policy_from_dict
 from dermkit.pipeline import ensemble, ensemble_sources, ensemble_test
 from dermkit.pipeline import run as pipeline_run
-from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.prediction.load import load_model
+from dermkit.prediction.predictor import Predictor
 from dermkit.recipes.schema import Recipe, SplitSpec, load_recipe, save_recipe
 from dermkit.reporting.report import write_report
 from dermkit.reporting.warnings import report_warnings

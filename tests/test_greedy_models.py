@@ -15,7 +15,7 @@ from dermkit.models.checksums import write_checksums
 from dermkit.models.net import build_net
 from dermkit.models.net_fit import check_fits
 from dermkit.models.weights import resolve_weights
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.recipes.schema import parse_recipe, recipe_to_dict
 

@@ -22,6 +22,7 @@ from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
 from dermkit.models.cnn import cnn_s1, cnn_s4
 from dermkit.models.heads import BoostedTreesHead
+from dermkit.models.inference import TorchRuntime
 from dermkit.models.members import MemberFields
 from dermkit.models.net import Net
 from dermkit.models.weights import import_timm
@@ -231,7 +232,7 @@ def test_the_target_follows_the_prediction_and_the_names() -> None:
 
 def make_predictor(nets: Sequence[Net], members: Sequence[MemberFields]) -> Predictor:
     classes = tuple(LesionClass(name, "", "benign") for name in ("a", "b", "c"))
-    return Predictor(Path("model"), classes, tuple(members), tuple(nets), {}, "")
+    return Predictor(Path("model"), classes, tuple(members), TorchRuntime(tuple(nets)), {}, "")
 
 
 def test_an_ensemble_has_the_weighted_mean_of_its_members_maps() -> None:

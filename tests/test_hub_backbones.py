@@ -27,7 +27,7 @@ from dermkit.models.net import backbone_fingerprint, build_net
 from dermkit.models.weights import import_timm, resolve_weights
 from dermkit.pipeline import measure_speed
 from dermkit.pipeline.auto_nets import input_size, weights_identity
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.derive import check_record, derive_recipe, parse_assignment
 from dermkit.recipes.schema import ModelSpec, Recipe, load_recipe
 

@@ -28,6 +28,7 @@ from dermkit.images.decode import open_image
 from dermkit.images.in_memory import read_pixels
 from dermkit.images.preprocess import resize_pixels
 from dermkit.models.checksums import write_checksums
+from dermkit.models.engines.scoring import SessionRuntime
 from dermkit.models.inference import InferenceEngine, exact_float32
 from dermkit.runs.predictions import prediction_columns
 from dermkit.threads import RESULTS_PER_THREAD, SharedSetting
@@ -375,7 +376,7 @@ def test_eight_threads_give_the_numbers_of_one(trained: Path, monkeypatch: pytes
         n_engines[0] += 1
         return InferenceEngine(*args, **options)
 
-    monkeypatch.setattr("dermkit.prediction.predictor.InferenceEngine", counted)
+    monkeypatch.setattr("dermkit.models.inference.InferenceEngine", counted)
     before = torch.get_num_threads()
 
     def score(_: int) -> list[tuple[float, ...]]:
@@ -444,7 +445,7 @@ def test_a_model_travels_as_the_path_of_its_folder(
 
 
 def test_a_model_on_another_engine_does_not_travel_as_one_on_torch(model: dk.Predictor) -> None:
-    other: Any = replace(model, session_engines=(object(),))  # type: ignore[arg-type]
+    other: Any = replace(model, runtime=SessionRuntime((), {}), reload=None)
     with pytest.raises(UsageError, match="on another engine than torch"):
         pickle.dumps(other)
 

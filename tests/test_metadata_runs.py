@@ -19,7 +19,7 @@ from dermkit.models.checksums import write_checksums
 from dermkit.models.ensemble import write_ensemble
 from dermkit.pipeline.metadata_input import fit_encoder
 from dermkit.pipeline.next_steps import write_parent_next_steps
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.experiments import full_phase
 from dermkit.recipes.schema import Recipe

@@ -21,7 +21,7 @@ from dermkit.data.split import load_split
 from dermkit.errors import DermkitError
 from dermkit.evaluation import evaluate
 from dermkit.models.checksums import write_checksums
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.reporting import report
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder

@@ -21,8 +21,8 @@ from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.models.checksums import write_checksums
 from dermkit.models.inference import InferenceEngine, check_finite
+from dermkit.prediction.load import load_model
 from dermkit.prediction.pixels import ImageScore
-from dermkit.prediction.predictor import load_model
 from dermkit.prediction.resume import score_row
 from dermkit.prediction.run import predict
 from dermkit.progress import Progress

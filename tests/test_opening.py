@@ -16,7 +16,7 @@ from dermkit.files import open_regular, read_json, read_regular, sha256_file
 from dermkit.models import checksums
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
 from dermkit.prediction import predictor
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 
 
 @pytest.fixture(autouse=True)

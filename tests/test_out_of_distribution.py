@@ -44,9 +44,9 @@ from dermkit.models.weights import resolve_weights
 from dermkit.pipeline.training_features import fit_on_job, short_pixel_keys
 from dermkit.prediction.decisions import write_decisions
 from dermkit.prediction.inputs import ImageRef
+from dermkit.prediction.load import load_model
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.prediction.out_of_distribution import OutlierTest, is_outside
-from dermkit.prediction.predictor import load_model
 from dermkit.prediction.resume import PredictionJob, ScoreRow
 from dermkit.progress import Progress
 from dermkit.recipes.experiments import DEMO

@@ -17,7 +17,7 @@ from dermkit.models.views import DIHEDRAL_VIEWS, VIEW_SETS
 from dermkit.pipeline import ensemble_test, pooled_views, view_choice
 from dermkit.pipeline import run as pipeline_run
 from dermkit.pipeline.view_choice import ViewChoice, pool_choices
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.schema import Recipe, SplitSpec
 from dermkit.reporting.report import write_report
 from dermkit.runs.layout import ENSEMBLE_TEST, METRICS, POLICY, RUN, VIEW_CHOICE

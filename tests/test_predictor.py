@@ -23,7 +23,7 @@ from dermkit.models import card as models_card
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
 from dermkit.models.training_images import read_training_images
 from dermkit.prediction.inputs import find_images
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.prediction.run import predict
 from dermkit.recipes.formats import RECIPE_FORMAT
 from made_images import encoded, frames, png, speckled

@@ -13,7 +13,7 @@ import dermkit as dk
 from dermkit.errors import DataError
 from dermkit.pipeline.repeats import best_run_index
 from dermkit.pipeline.validation_values import split_values, validation_value
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.schema import Recipe
 from dermkit.runs.layout import METRICS
 

@@ -24,7 +24,7 @@ from dermkit.explanation.run_maps import update_heat_maps
 from dermkit.explanation.run_records import map_png
 from dermkit.files import write_rows
 from dermkit.images.decode import open_image
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.reporting import report
 from dermkit.reporting.run_heat_maps import RunHeatMaps, read_heat_maps
 from dermkit.runs.folder import RunFolder
@@ -217,7 +217,7 @@ def test_the_same_bytes_twice_and_nothing_anew_for_the_same_answers(
 ) -> None:
     before = contents(run / "heat_maps")
     with monkeypatch.context() as patch:
-        patch.setattr("dermkit.prediction.predictor.load_model", lambda *_args, **_options: pytest.fail("loaded"))
+        patch.setattr("dermkit.prediction.load.load_model", lambda *_args, **_options: pytest.fail("loaded"))
         update_heat_maps(run, photographs)
     assert contents(run / "heat_maps") == before, "those with masks stay"
     stamp = (run / "heat_maps" / "heat_maps.json").stat().st_mtime_ns

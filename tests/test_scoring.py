@@ -35,23 +35,22 @@ from dermkit.models import inference
 from dermkit.models.checksums import write_checksums
 from dermkit.models.cnn import cnn_s1, cnn_s4
 from dermkit.models.inference import (
-    FUSED_NET,
-    UNFUSED_NET,
     InferenceEngine,
-    default_batch_size,
     fuse_batch_norm,
     fused_backbone,
     normalise_on_device,
     parallel_batches,
     pick_device,
 )
+from dermkit.models.net_engine import FUSED_NET, UNFUSED_NET, default_batch_size
 from dermkit.models.weights import import_timm
 from dermkit.prediction import pixels as prediction_pixels
 from dermkit.prediction import resume
 from dermkit.prediction.inputs import find_images
+from dermkit.prediction.load import load_model
 from dermkit.prediction.output import PredictOutcome
 from dermkit.prediction.pixels import PixelStore, decode_image
-from dermkit.prediction.predictor import Predictor, load_model
+from dermkit.prediction.predictor import Predictor
 from dermkit.prediction.run import predict
 from dermkit.progress import Progress
 from made_images import speckled
@@ -402,7 +401,7 @@ def test_the_number_of_threads_is_given_back() -> None:
 
 def test_devices_are_picked_and_refused() -> None:
     assert pick_device("cpu").type == "cpu"
-    assert default_batch_size(torch.device("cpu")) < default_batch_size(torch.device("cuda"))
+    assert default_batch_size("cpu") < default_batch_size("cuda")
     with pytest.raises(UsageError, match="unknown"):
         pick_device("tpu")
     if not torch.cuda.is_available():

@@ -18,7 +18,7 @@ from dermkit.models.inference import InferenceEngine
 from dermkit.models.view_pixels import view_of
 from dermkit.models.views import ALL_VIEWS, DIHEDRAL_VIEWS, check_views
 from dermkit.pipeline.view_choice import choose_views
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.schema import Recipe
 
 SIZE = 16

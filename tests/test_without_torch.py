@@ -63,7 +63,7 @@ def test_the_hook_refuses(hook: Path, name: str) -> None:
     done = python(hook, "-c", f"import {name}")
     assert done.returncode != 0
     assert f"ImportError: {name} is not installed here" in done.stderr
-    inside = python(hook, "-c", "import dermkit.prediction.predictor")
+    inside = python(hook, "-c", "import dermkit.prediction.torch_model")
     assert "is not installed here" in inside.stderr, "also below one of ours"
 
 

@@ -22,7 +22,7 @@ from dermkit.files import write_json
 from dermkit.models.checksums import write_checksums
 from dermkit.models.net import Net, build_net, freeze, preprocessing_for
 from dermkit.models.weights import resolve_weights
-from dermkit.prediction.predictor import load_model
+from dermkit.prediction.load import load_model
 from dermkit.recipes.augmentation import NO_AUGMENTATION
 from dermkit.recipes.experiments import (
     GIVEN_SPLIT,

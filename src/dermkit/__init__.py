@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from dermkit.pipeline.train import train
     from dermkit.pipeline.tune import tune
     from dermkit.prediction.image_prediction import ImageDecisions, ImagePrediction
+    from dermkit.prediction.load import load_model
     from dermkit.prediction.output import PredictOutcome
-    from dermkit.prediction.predictor import Predictor, load_model
+    from dermkit.prediction.predictor import Predictor
     from dermkit.prediction.run import predict
     from dermkit.progress import Progress
     from dermkit.recipes.augmentation import AugmentSpec, find_preset
@@ -80,8 +81,9 @@ _NAMES = {
     "pipeline.train": "train",
     "pipeline.tune": "tune",
     "prediction.image_prediction": "ImageDecisions ImagePrediction",
+    "prediction.load": "load_model",
     "prediction.output": "PredictOutcome",
-    "prediction.predictor": "Predictor load_model",
+    "prediction.predictor": "Predictor",
     "prediction.run": "predict",
     "progress": "Progress",
     "recipes.augmentation": "AugmentSpec find_preset",

@@ -74,7 +74,7 @@ def evaluate_external(
     Writes a folder like a run's: predictions.csv (in the target classes), unmapped.csv, metrics.json (no report).
     open_test: sealed test images of the data set may be scored; that is logged in their seal.
     """
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     predictor = load_model(model_path)
     class_mapping = (

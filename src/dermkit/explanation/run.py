@@ -182,7 +182,7 @@ def _prepare(
     image_list = find_images(images, exclude=[out])
     check_output(out, marker=EXPLAIN.name, description="a folder of explanations")
     from dermkit.explanation.model_maps import ModelExplainer
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     predictor = load_model(model, device=options.device, progress=progress)
     choice = choose_target(predictor.class_names, options.class_name, options.against)

@@ -198,7 +198,7 @@ def _map_all(job: _Job) -> tuple[list[RunImageMap], MapFacts]:
     """Return every chosen image, mistakes first, with its map where there is one, and what holds for all maps."""
     from dermkit.explanation.heat_maps import COARSE_WINDOWS_PER_SIDE
     from dermkit.explanation.model_maps import ModelExplainer
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     maps: dict[RunImage, RunImageMap] = {}
     cell_maps: list[_CellMaps] = []
@@ -211,7 +211,7 @@ def _map_all(job: _Job) -> tuple[list[RunImageMap], MapFacts]:
             metadata_fields=predictor.metadata_fields, has_views=max(predictor.passes) > 1,
         )  # fmt: skip
         # Three nets of random weights for each net, and three maps more: cheap for gradients of one net alone.
-        is_checked = len(job.images_by_model) == len(predictor.nets) == 1 and not explainer.reasons
+        is_checked = len(job.images_by_model) == len(predictor.members) == 1 and not explainer.reasons
         for image in images:
             maps[image], cells = _map_image(job, predictor, explainer, image, is_checked=is_checked)
             cell_maps += cells

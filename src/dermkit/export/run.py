@@ -71,7 +71,7 @@ def export_model(
     check_model_folder(model)
     place = export_place(out)
     parity_images = choose_images(model, images)
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     with scratch_folder(place, progress or Progress()) as scratch:
         predictor = load_model(model, progress=progress)
@@ -138,11 +138,9 @@ def open_sessions(folder: Path, exported: str, n_nets: int) -> list[Session]:
 
 
 def _write_documents(predictor: "Predictor", to: str, folder: Path, report: ParityReport) -> None:
-    from dermkit.prediction.model_folder import runtime_versions
-
     packages = {package: installed_version(package) or "" for package in _PACKAGES[to]}
     content = export_json(
-        predictor, to, folder, parity=report.as_dict(), versions={**runtime_versions(), **packages}
+        predictor, to, folder, parity=report.as_dict(), versions={**predictor.runtime.versions, **packages}
     )
     EXPORT.write(folder, content)
     evaluation = predictor.card.get(EVALUATION_FIELD) or {}

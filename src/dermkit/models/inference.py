@@ -8,7 +8,9 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,34 +18,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dermkit.errors import DataError, UntrustedError, UsageError
+from dermkit.errors import UsageError
 from dermkit.images.preprocess import Preprocessing
-from dermkit.models.members import MemberFields, distinct_resizings, mean_probabilities
+from dermkit.models.members import MemberFields
+from dermkit.models.net_engine import (
+    FUSED_NET,
+    UNFUSED_NET,
+    Features,
+    Metadata,
+    NetEngine,
+    check_finite_rows,
+    check_pixels,
+    software_versions,
+)
 from dermkit.models.precision import is_out_of_memory
-from dermkit.models.view_pixels import check_pixels, view_of
+from dermkit.models.view_pixels import view_of
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.threads import SharedContext, SharedSetting, ordered_map
 
 if TYPE_CHECKING:
     from dermkit.models.net import Net
 
-FUSED_NET, UNFUSED_NET = "batch norms folded into convolutions", "as built"
 _FUSION_TOLERANCE = 5e-5
 """Largest allowed difference of an output after fusion, in standard deviations of the outputs. For scale: a probability
 of MobileNetV2 was 1.1e-5 from float64 unfused and 0.9e-5 fused; its features, with random weights, differed by 2e-5."""
 
-_BATCH_SIZE = {"cpu": 16, "cuda": 64}
-"""Images per forward pass in prediction: on a CPU as many as a core's own cache holds, on a GPU enough to occupy it
-(not measured there: no GPU was at hand)."""
-
 EVAL_BATCH_SIZE = {"cpu": 16, "cuda": 256}
 """Images per forward pass in validation and feature extraction. On a GPU nothing else uses its memory then."""
-
-Metadata = NDArray[np.float32] | None
-"""Encoded metadata (N, M) of a batch, None = unknown for all, or of a net without a second input."""
-
-Features = NDArray[np.float32] | None
-"""Pooled features (N, C) of a batch; None of a net that is not a backbone with a head."""
 
 _TORCH_THREADS = SharedSetting(torch.get_num_threads, torch.set_num_threads)
 _EXACT_CUDNN = SharedContext(
@@ -62,9 +63,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def default_batch_size(device: torch.device) -> int:
-    """Return the default number of images per forward pass on a device."""
-    return _BATCH_SIZE[device.type]
+def torch_versions() -> dict[str, str]:
+    """Return the versions of software that numbers of torch nets depend on."""
+    return {**software_versions(), "torch": torch.__version__, "timm": version("timm")}
 
 
 def eval_batches(rows: NDArray[np.int64], device: torch.device) -> list[NDArray[np.int64]]:
@@ -222,84 +223,44 @@ class InferenceEngine:
         )
 
 
-class NetEngine(Protocol):
-    """What scores the pixels of one net: torch, or another engine."""
+@dataclass(frozen=True)
+class TorchRuntime:
+    """The torch nets of a model, all on one device, as its `Runtime`."""
 
-    device: torch.device
-    net_variant: str
-    max_batch_size: int
-
-    def score(
-        self, batch: NDArray[np.uint8], names: Sequence[str] = (), metadata: Metadata = None
-    ) -> tuple[NDArray[np.float64], Features]:
-        """Return probabilities (N, K) and features (N, C), as `InferenceEngine` does."""
-        ...
-
-
-PixelBatch = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-"""Resized pixels (N, S, S, 3) of images; where members of a model resize in several ways, an array for each way."""
-
-
-class EnsembleEngine:
-    """Turns uint8 pixels into the weighted mean of nets' calibrated probabilities, as `InferenceEngine` does of one.
-
-    members: of each engine, what is done with its probabilities, and how its pixels were resized.
-    """
-
-    def __init__(self, engines: Sequence[NetEngine], members: Sequence[MemberFields]) -> None:
-        self.engines, self.members = tuple(engines), tuple(members)
-        self.device = engines[0].device
-        resizings, self._resizing_of_member = distinct_resizings(self.members)
-        self._n_resizings = len(resizings)
-        variants = {engine.net_variant for engine in engines}
-        self.net_variant = variants.pop() if len(variants) == 1 else f"{FUSED_NET} where possible"
+    nets: tuple["Net", ...]
 
     @property
-    def max_batch_size(self) -> int:
-        """Return how many images the device's memory holds in one pass of each net."""
-        return min(engine.max_batch_size for engine in self.engines)
+    def device_type(self) -> str:
+        """Return cpu or cuda."""
+        return next(self.nets[0].parameters()).device.type
 
-    def __call__(
-        self, batch: PixelBatch, names: Sequence[str] = (), metadata: Sequence[Metadata] = ()
-    ) -> NDArray[np.float64]:
-        """Score resized pixels; returns probabilities (N, classes) float64. metadata: for each net; () = unknown."""
-        return self.score(batch, names, metadata)[0]
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of software that the numbers depend on."""
+        return torch_versions()
 
-    def score(
-        self, batch: PixelBatch, names: Sequence[str] = (), metadata: Sequence[Metadata] = ()
-    ) -> tuple[NDArray[np.float64], list[Features]]:
-        """Return the same probabilities, and each net's features of its first view."""
-        arrays = (batch,) if isinstance(batch, np.ndarray) else tuple(batch)
-        if len(arrays) != self._n_resizings:
-            raise DataError(
-                f"a batch of {len(arrays)} arrays: this model's nets take images resized in {self._n_resizings} ways",
-                remedy="give an array of resized pixels for each of the model's `resizings`",
-            )
-        outputs = [
-            engine.score(arrays[index], names, encoded)
-            for engine, index, encoded in zip(
-                self.engines, self._resizing_of_member, metadata or [None] * len(self.engines), strict=True
-            )
+    @property
+    def n_threads(self) -> int:
+        """Return how many batches are computed at once by default: as many as torch has threads."""
+        return torch.get_num_threads()
+
+    def engines(self, members: Sequence[MemberFields], say: Callable[[str], None]) -> list[NetEngine]:
+        """Return the engine of each net, prepared for inference, which runs it on test pictures."""
+        return [
+            InferenceEngine(net, member.preprocessing, say, views=member.views)
+            for net, member in zip(self.nets, members, strict=True)
         ]
-        probabilities = mean_probabilities([p for p, _ in outputs], self.members)
-        return probabilities, [features for _, features in outputs]
+
+    def parallel_batches(
+        self, compute: Callable[[_Batch], _Output], batches: Iterable[_Batch], *, workers: int
+    ) -> Iterator[_Output]:
+        """Yield compute(batch) in order from `workers` threads, each limited to one torch thread."""
+        return parallel_batches(compute, batches, workers=workers)
 
 
 def check_finite(outputs: Tensor, subject: str, names: Sequence[str] = ()) -> None:
-    """Raise `UntrustedError` where a row of outputs (N, ...) holds nan or inf: every comparison with it is false, so
-    that it would be called negative.
-    """
-    is_finite = torch.isfinite(outputs).flatten(1).all(dim=1)
-    if bool(is_finite.all()):
-        return
-    rows = torch.nonzero(~is_finite).flatten().tolist()
-    listed_names = ", ".join(names[row] if names else f"image {row + 1} of the batch" for row in rows[:5])
-    raise UntrustedError(
-        f"{subject} gives numbers that are not finite (nan or inf) for {len(rows)} of {len(outputs)} images: "
-        f"{listed_names}{', ...' if len(rows) > 5 else ''}",
-        outcome="no image of this batch was scored, called or written",
-        remedy="these weights are broken or overflow: copy the model or the weights anew, or train it again",
-    )
+    """Raise `UntrustedError` where a row of outputs (N, ...) holds nan or inf."""
+    check_finite_rows(torch.isfinite(outputs).flatten(1).all(dim=1).cpu().numpy(), subject, names)
 
 
 def _normalisation_tables(preprocessing: Preprocessing) -> tuple[NDArray[np.float32], ...]:

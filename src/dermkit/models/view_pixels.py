@@ -1,22 +1,13 @@
-"""The pixels of a test-time view (`models.views`), made from normalised ones; what a batch of pixels is.
+"""The pixels of a test-time view (`models.views`), made from normalised ones.
 
 Shapes: N images of S x S pixels.
 """
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from dermkit.errors import DataError
 from dermkit.models.views import CROP_FRACTION, CROP_VIEWS, IDENTITY_VIEW
-
-
-def check_pixels(batch: NDArray[np.uint8]) -> None:
-    """Raise `DataError` for an array that is no batch of pixels, (N, S, S, 3) uint8."""
-    if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[3] != 3:
-        raise DataError(f"batch is {batch.shape} {batch.dtype}, expected (N, S, S, 3) uint8")
 
 
 def view_of(inputs: Tensor, view: str) -> Tensor:

@@ -123,7 +123,7 @@ def _counterfactuals(
     out = out or _default_out(folder, run_folder, dataset)
     check_output(out, marker=COUNTERFACTUALS.name, description="counterfactuals of a run")
     selection = None if run_folder is None else _select_from_run(run_folder, dataset, options)
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     predictor = load_model(folder, device=options.device, progress=progress)
     if selection is None and dataset is not None:

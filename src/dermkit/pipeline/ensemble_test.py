@@ -66,7 +66,7 @@ def _withhold_sealed(parent: Path, seal: Seal, dataset: Dataset) -> None:
 
 def _score(parent: Path, members: Sequence[Path], plan: RunPlan, machine: Machine, rows: pd.DataFrame) -> None:
     from dermkit.data.cache.pixels import dataset_pixels
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     dataset, progress = plan.dataset, machine.progress
     predictor = load_model(parent / MODEL_FOLDER, device=machine.fabric.device.type)

@@ -76,12 +76,13 @@ def _forward_step(
     """Return a step of scoring, as features are computed, and its images."""
     import torch
 
-    from dermkit.models.inference import default_batch_size, fused_backbone, n_parallel_batches, parallel_batches
+    from dermkit.models.inference import fused_backbone, n_parallel_batches, parallel_batches
+    from dermkit.models.net_engine import default_batch_size
 
     net.eval()
     backbone, _ = fused_backbone(net.backbone, preprocessing)
     n_batches, size = n_parallel_batches(device), preprocessing.size
-    batch_size = default_batch_size(device)
+    batch_size = default_batch_size(device.type)
     batch = torch.zeros(batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
     def compute(_number: int) -> float:

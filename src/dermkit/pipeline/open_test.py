@@ -43,7 +43,7 @@ def open_test(run: Path, dataset: Dataset, *, progress: Progress) -> None:
     `UntrustedError` for a model that is not as it was saved.
     """
     from dermkit.data.cache.pixels import dataset_pixels
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     _check_run(run)
     with lock(run), reading(dataset, "evaluate"):

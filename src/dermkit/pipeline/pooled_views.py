@@ -68,7 +68,7 @@ def _take_choice(
 def _score_validation(plan: RunPlan, run: Path, machine: Machine) -> None:
     from dermkit.data.cache.pixels import dataset_pixels
     from dermkit.evaluation.predict_splits import predict_splits
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     dataset, progress = plan.dataset, machine.progress
     predictor = load_model(run / MODEL_FOLDER, device=machine.fabric.device.type)

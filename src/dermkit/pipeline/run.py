@@ -200,7 +200,7 @@ def _teacher_probabilities(plan: RunPlan, pixels: "PixelCache", machine: Machine
 
 def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine, started_at: float) -> None:
     from dermkit.data.cache.pixels import evict_to_size
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     progress, cache_folder = machine.progress, prepared_job.job.cache_folder
     training_progress = _train(plan, prepared_job, machine)
@@ -353,7 +353,7 @@ def _save_training(
 def _choose_views(plan: RunPlan, prepared_job: PreparedJob, machine: Machine) -> "ViewChoice":
     """Choose the model's views with the net that was just saved."""
     from dermkit.pipeline.view_choice import choose_on_validation
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     predictor = load_model(plan.folder / MODEL_FOLDER, device=machine.fabric.device.type)
     choice = choose_on_validation(predictor, prepared_job.job, machine.progress)

@@ -257,10 +257,10 @@ def _describe_environment(settings: RunSettings) -> dict[str, Any]:
     """Return what can change the last bits of a result: versions, processor, threads."""
     import torch
 
-    from dermkit.prediction.model_folder import runtime_versions
+    from dermkit.models.inference import torch_versions
 
     return {
-        "versions": runtime_versions(),
+        "versions": torch_versions(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),

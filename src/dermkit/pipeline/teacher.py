@@ -154,7 +154,7 @@ def _predicted(
 ) -> NDArray[np.float64]:
     """Return the model's probabilities of images, after its temperature, in the data set's order of classes."""
     from dermkit.data.cache.pixels import dataset_pixels
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     predictor = load_model(model, device=device, progress=progress)
     pixels = [

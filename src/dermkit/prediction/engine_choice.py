@@ -31,6 +31,7 @@ from dermkit.models.engines.packages import (
     load_onnxruntime,
     load_openvino,
 )
+from dermkit.models.engines.scoring import SessionEngine, SessionRuntime
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.prediction.parity import TOLERANCE, compare_nets
 from dermkit.prediction.parity_images import ParityImages
@@ -110,15 +111,12 @@ def select_engine(
     check_engine(engine)
     if engine == TORCH:
         return predictor
-    device = next(predictor.nets[0].parameters()).device
-    if device.type != "cpu":
+    if predictor.runtime.device_type != "cpu":
         if engine == AUTO:
             say("engine: torch, since a GPU computes")
             return predictor
         raise UsageError(f"--engine {engine}: computes on the CPU, and a GPU was chosen", remedy="--device cpu")
-    from dermkit.models.inference import default_batch_size
-
-    load = _Load(threads, batch_size or default_batch_size(device))
+    load = _Load(threads, batch_size or predictor.batch_size)
     if engine != AUTO:
         return _named(predictor, engine, load, progress or Progress())
     return _fastest(predictor, load, progress or Progress())
@@ -221,8 +219,6 @@ def _version_of(engine: str) -> str:
 
 def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], threads: int) -> "Predictor":
     """Return the model whose nets are run from files."""
-    from dermkit.models.engines.scoring import SessionEngine
-
     sessions: list[Session] = [
         OnnxRuntimeSession(path) if engine == ONNXRUNTIME else OpenVinoSession(path, n_threads=threads)
         for path in files
@@ -236,7 +232,7 @@ def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], thr
         )
         for session, member in zip(sessions, predictor.members, strict=True)
     )
-    return replace(predictor, session_engines=engines)
+    return replace(predictor, runtime=SessionRuntime(engines, predictor.runtime.versions), reload=None)
 
 
 def engine_of(inference_mode: str) -> str:
@@ -249,9 +245,9 @@ def engine_of(inference_mode: str) -> str:
 
 
 def _compare(predictor: "Predictor", candidate: "Predictor") -> Measurement:
-    if not candidate.session_engines:
+    if not isinstance(candidate.runtime, SessionRuntime):
         return Measurement(None, 0.0, 0)
-    report = compare_nets(predictor, [engine.session for engine in candidate.session_engines], _DRAWN)
+    report = compare_nets(predictor, [engine.session for engine in candidate.runtime.session_engines], _DRAWN)
     difference = report.max_probability_difference
     return Measurement(None, difference if np.isfinite(difference) else None, report.n_images, report.problem)
 
@@ -268,8 +264,6 @@ def _measure(predictor: "Predictor", candidate: "Predictor", load: _Load) -> Mea
 
 def _images_per_second(candidate: "Predictor", load: _Load) -> float:
     """Return the median rate of three rounds, after one that is not counted; batches run as in a prediction."""
-    from dermkit.models.inference import parallel_batches
-
     (_, pixels) = next(_DRAWN.batches(candidate.resizings))
     rows = np.arange(load.batch_size) % len(pixels[0])
     batch = [array[rows] for array in pixels]
@@ -281,7 +275,7 @@ def _images_per_second(candidate: "Predictor", load: _Load) -> float:
     seconds = []
     for _ in range(_ROUNDS + 1):
         start = time.perf_counter()
-        n_images = sum(parallel_batches(score, batches, workers=load.threads))
+        n_images = sum(candidate.runtime.parallel_batches(score, batches, workers=load.threads))
         seconds.append(time.perf_counter() - start)
     return n_images / statistics.median(seconds[1:])
 

@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
 
 from dermkit.errors import ImageRejected, UsageError
 from dermkit.images.decode import pixel_sha256_of
@@ -21,6 +23,22 @@ from dermkit.models.members import MemberFields, metadata_fields
 from dermkit.prediction.inputs import ImageRef, unique_names
 from dermkit.prediction.metadata_table import find_metadata, metadata_lines
 from dermkit.prediction.pixels import DecodedImage, ImageSource
+
+
+class Tensor(Protocol):
+    """A torch tensor, as far as it is used here: torch may not be installed."""
+
+    @property
+    def layout(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def detach(self) -> Any: ...
+
+
+ImageForm: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+"""An image: a path, a Pillow image, an array (H, W, 3) or (H, W) uint8, or a tensor of these shapes or (3, H, W)."""
 
 _FORMS = "give paths, Pillow images, uint8 NumPy arrays (H, W, 3) or uint8 torch tensors (3, H, W)"
 _NOTHING = "nothing was scored"

@@ -1,17 +1,12 @@
 """A trained net written as a model folder: safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv`, checksums last."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save as save_safetensors
 
-from dermkit import __version__
 from dermkit.data.manifest import LesionClass
 from dermkit.files import make_folder, output_errors, write_bytes, write_rows, write_text
 from dermkit.images.preprocess import Preprocessing
@@ -24,6 +19,7 @@ from dermkit.models.card import (
     features_file,
 )
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
+from dermkit.models.inference import torch_versions
 from dermkit.models.metadata import MetadataEncoder
 from dermkit.models.net import Net
 from dermkit.models.training_features import ReferenceFeatures
@@ -100,20 +96,9 @@ def _write_card(folder: Path, fields: Mapping[str, Any], metadata: ModelMetadata
         "dataset": metadata.dataset,
         "weights": metadata.weights,
         "training": metadata.training,
-        "versions": runtime_versions(),
+        "versions": torch_versions(),
         "notice": RESEARCH_ONLY,
     }
     for name, text in card_files(card).items():
         write_text(folder / name, text)
     write_checksums(folder)
-
-
-def runtime_versions() -> dict[str, str]:
-    """Return the versions of software that numbers depend on."""
-    return {
-        "dermkit": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": version("timm"),
-        "numpy": np.__version__,
-    }

@@ -113,7 +113,7 @@ def write_output(
     out, scored = job.folder.parent, scores.scored
     tiles = _tiles(job, scores, predictor, policy, thumbnails, workers, withholds_outside=withholds_outside)
     are_outside = scores.is_outside
-    legend = f"{known_performance(predictor.card)} {decisions.sheet_legend(policy, len(predictor.nets))}"
+    legend = f"{known_performance(predictor.card)} {decisions.sheet_legend(policy, len(predictor.members))}"
     sheets = _write_sheets(out, tiles, legend + OUTSIDE_LEGEND * (are_outside is not None), workers)
     _write_tables(job, scores, is_raw=is_raw)
     write_used_metadata(
@@ -279,7 +279,7 @@ def _write_predict_json(
         "n_refused": outcome.n_rejected,
         "sheets": list(sheets),
         "notice": "Research use only. Not a medical device.",
-        "device": predictor.engine.device.type,
+        "device": predictor.runtime.device_type,
         "batch_size": min(job.batch_size, predictor.engine.max_batch_size),
         "inference_mode": predictor.engine.net_variant,
         "policy": decisions.describe_policy(policy, predictor.classes, outcome.decision_counts),

@@ -1,87 +1,60 @@
-"""A trained model as a folder: saved, verified, loaded, and run on pixels or image files in float32.
+"""A loaded model: pixels, image files and images in memory become probabilities, decisions and distances.
 
-The folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` (its training images) and `SHA256SUMS`. Every
-byte is verified before use, and nothing is unpickled.
-
-Shapes: N images, K classes, `size` pixels a side.
+Without torch: a `Runtime` runs the nets (`models.net_engine`). Shapes: N images, K classes, `size` pixels a side.
 """
 
-import json
-import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from torch.utils.data import get_worker_info
 
 from dermkit.data.manifest import LesionClass
-from dermkit.errors import UntrustedError, UsageError
-from dermkit.files import sha256_bytes
+from dermkit.errors import UsageError
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy
-from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
-from dermkit.models.card_fields import read_broken_guarantees, read_card_classes, read_card_policy
-from dermkit.models.checksums import CHECKSUM_FILE, read_verified
-from dermkit.models.engines.scoring import SessionEngine
-from dermkit.models.inference import (
-    EnsembleEngine,
-    Features,
-    InferenceEngine,
-    Metadata,
-    NetEngine,
-    PixelBatch,
-    default_batch_size,
-    parallel_batches,
-    pick_device,
-)
+from dermkit.models.ensemble_engine import EnsembleEngine
 from dermkit.models.members import (
     MemberFields,
     distinct_resizings,
     encode_for_members,
     metadata_fields,
-    read_members,
     rows_for_members,
 )
-from dermkit.models.net import Net
-from dermkit.models.net_fit import rebuild_net
+from dermkit.models.net_engine import (
+    Features,
+    Metadata,
+    NetEngine,
+    PixelBatch,
+    Runtime,
+    default_batch_size,
+)
 from dermkit.models.training_features import ReferenceFeatures
-from dermkit.models.training_features_file import parse_training_features
-from dermkit.models.training_images import parse_training_images
 from dermkit.prediction import image_forms
 from dermkit.prediction.decisions import broken_sentences, select_policy
+from dermkit.prediction.image_forms import ImageForm
 from dermkit.prediction.image_prediction import ImagePrediction, describe_scores, prediction_frame
 from dermkit.prediction.inputs import ImageRef, find_images, image_batches
 from dermkit.prediction.metadata_table import find_metadata, metadata_lines
 from dermkit.prediction.out_of_distribution import Distances, OutlierTest, join_distances, pairs_of
 from dermkit.prediction.pixels import DecodedImage, ImageScore, ImageSource, PixelStore, decode_batch, score_frame
 from dermkit.progress import Progress
-from dermkit.recipes.schema import ModelSpec
-from dermkit.runs.layout import MODEL_FOLDER
-from dermkit.runs.model_key import model_key
 from dermkit.threads import cpu_count
 
 if TYPE_CHECKING:
     from dermkit.data.cache.store import StoredRows
+    from dermkit.models.net import Net
 
-_SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 _ENGINE_LOCK = threading.Lock()
-
-ImageForm: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | torch.Tensor
-"""An image: a path, a Pillow image, an array (H, W, 3) or (H, W) uint8, or a tensor of these shapes or (3, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +63,20 @@ class Predictor:
 
     Threads may share it. It is pickled as the path of its folder, and loaded and verified again elsewhere.
 
-    nets: one, or several whose weighted mean is the model. members: of each net, how an image becomes its input and its
-    output a part of the mean. progress: told when a device's memory is too small for a batch. policy: the decision
-    policy fitted on validation images, None where there is none. training_images: (pixel_sha256, isic_id, split) of the
-    images that the training used, from the bytes that were verified. broken_guarantees: those that the test images
-    broke, as the model says. training_features: what each net's training images look like to it, None where the folder
-    holds none. session_engines: what runs each net in place of torch; () = torch. sha256: of model.json; files_sha256:
-    of the list of hashes of all files that were loaded; model_key: of what decides answers. "" = in no folder.
+    members: of each net, how an image becomes its input and its output a part of the mean. runtime: what runs the nets,
+    one or several whose weighted mean is the model. progress: told when a device's memory is too small for a batch.
+    policy: the decision policy fitted on validation images, None where there is none. training_images: (pixel_sha256,
+    isic_id, split) of the images that the training used, from the bytes that were verified. broken_guarantees: those
+    that the test images broke, as the model says. training_features: what each net's training images look like to it,
+    None where the folder holds none. sha256: of model.json; files_sha256: of the list of hashes of all files that were
+    loaded; model_key: of what decides answers. "" = in no folder. reload: a function and its arguments, with which
+    another process loads it; None = it cannot.
     """
 
     folder: Path
     classes: tuple[LesionClass, ...]
     members: tuple[MemberFields, ...]
-    nets: tuple[Net, ...]
+    runtime: Runtime
     card: Mapping[str, Any]
     sha256: str
     progress: Progress = field(default_factory=Progress)
@@ -110,9 +84,9 @@ class Predictor:
     training_images: tuple[tuple[str, str, str], ...] = ()
     broken_guarantees: tuple[BrokenGuarantee, ...] = ()
     training_features: tuple[ReferenceFeatures | None, ...] = ()
-    session_engines: tuple[SessionEngine, ...] = ()
     files_sha256: str = ""
     model_key: str = ""
+    reload: tuple[Callable[..., "Predictor"], tuple[Any, ...]] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -155,23 +129,29 @@ class Predictor:
 
     @cached_property
     def _engine(self) -> NetEngine | EnsembleEngine:
-        engines: list[NetEngine] = list(self.session_engines) or [
-            InferenceEngine(net, member.preprocessing, self.progress.say, views=member.views)
-            for net, member in zip(self.nets, self.members, strict=True)
-        ]
+        engines = self.runtime.engines(self.members, self.progress.say)
         is_plain = len(engines) == 1 and self.members[0].calibration is None
         return engines[0] if is_plain else EnsembleEngine(engines, self.members)
 
+    @property
+    def nets(self) -> "tuple[Net, ...]":
+        """Return the torch nets; raises `UsageError` where another engine runs the model."""
+        if not self.runtime.nets:
+            raise UsageError(
+                f"{self.folder}: its nets are run by {self.engine.net_variant}, and this needs those of torch",
+                remedy="load the model folder, with torch (dermkit[train])",
+            )
+        return self.runtime.nets
+
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.session_engines:
+        if self.reload is None:
             raise UsageError(f"{self.folder}: on another engine than torch it cannot be sent to a process")
-        device = next(self.nets[0].parameters()).device.type
-        return _load_again, (self.folder.absolute(), device, self.files_sha256)
+        return self.reload
 
     @property
     def batch_size(self) -> int:
         """Return the default number of images per forward pass on the model's device."""
-        return default_batch_size(self.engine.device)
+        return default_batch_size(self.runtime.device_type)
 
     def probabilities(self, batch: PixelBatch, metadata: pd.DataFrame | None = None) -> NDArray[np.float64]:
         """Score resized pixels (N, size, size, 3) uint8; returns probabilities (N, K) float64.
@@ -299,9 +279,9 @@ class Predictor:
     ) -> NDArray[np.float64]:
         """Score rows of a pixel cache (N, size, size, 3); returns (len(rows), K) in the order of `rows`.
 
-        pixels: a list of the caches of each of `resizings`, or the only one. workers: threads, 0 = as many as torch
-        uses. on_progress: told (images done, images). metadata: as in `probabilities`, in the order of `rows`; a model
-        that takes none leaves them out.
+        pixels: a list of the caches of each of `resizings`, or the only one. workers: threads, 0 = as many as the
+        runtime takes. on_progress: told (images done, images). metadata: as in `probabilities`, in the order of `rows`;
+        a model that takes none leaves them out.
         """
         return self.score_with_distances(
             pixels, rows, batch_size=batch_size, workers=workers, on_progress=on_progress, metadata=metadata
@@ -334,8 +314,8 @@ class Predictor:
             for start in range(0, len(rows), size)
         )
         n_done, distances = 0, []
-        for batch_scores, batch_distances in parallel_batches(
-            self._score, batches, workers=workers or torch.get_num_threads()
+        for batch_scores, batch_distances in self.runtime.parallel_batches(
+            self._score, batches, workers=workers or self.runtime.n_threads
         ):
             result[n_done : n_done + len(batch_scores)] = batch_scores
             n_done += len(batch_scores)
@@ -366,10 +346,11 @@ class Predictor:
         score_batch = partial(
             self._score_batch, encoded=encoded, n_thumbnails=n_thumbnails, pixel_store=pixel_store
         )
-        threads = workers or (1 if get_worker_info() else cpu_count())
+        threads = workers or (1 if _is_data_loader_worker() else cpu_count())
         self.engine  # noqa: B018  made once, before the threads start
         try:
-            for scores, new_images in parallel_batches(score_batch, image_batches(images, size), workers=threads):
+            batches = image_batches(images, size)
+            for scores, new_images in self.runtime.parallel_batches(score_batch, batches, workers=threads):
                 if pixel_store is not None:
                     pixel_store.add(new_images)
                 yield from scores
@@ -400,51 +381,7 @@ class Predictor:
         return [image.with_score(scored) for image in decoded], new_images
 
 
-def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
-    """Verify and load a model folder, or the one in a run folder. device: auto, cpu or cuda.
-
-    Raises `UntrustedError` where a byte differs or the files do not fit together, `UsageError` for an absent device.
-    """
-    torch_device, folder = pick_device(device), Path(folder)
-    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
-    file_bytes = read_verified(folder)
-    for name in (MODEL_JSON.name, TRAINING_IMAGES_FILE):
-        if name not in file_bytes:
-            raise UntrustedError(f"{folder / CHECKSUM_FILE}: does not list {name}", remedy="copy the model anew")
-    card = MODEL_JSON.parse(file_bytes[MODEL_JSON.name], folder / MODEL_JSON.name)
-    try:
-        classes = read_card_classes(card)
-        for name in ("recipe", "dataset", "weights", "training"):
-            if not isinstance(card[name], dict):
-                raise TypeError(f"{name} is no object")
-        members = read_members(card, list(file_bytes), len(classes))
-        specs = [_SPEC.validate_json(json.dumps(member.spec)) for member in members]
-        states = [load_safetensors(file_bytes[member.file]) for member in members]
-    except (KeyError, TypeError, ValueError, ValidationError, SafetensorError) as error:
-        raise UntrustedError(f"{folder}: not a model folder: {error}", remedy="copy it anew") from error
-    nets = [
-        rebuild_net(folder, spec, len(classes), state, member).to(torch_device)
-        for spec, state, member in zip(specs, states, members, strict=True)
-    ]
-    features = [
-        None if (file := member.training_features) is None else parse_training_features(
-            file_bytes[file], folder / file, n_features=net.n_features, n_classes=len(classes)
-        )
-        for member, net in zip(members, nets, strict=True)
-    ]  # fmt: skip
-    return Predictor(
-        folder, classes, tuple(members), tuple(nets), card, sha256_bytes(file_bytes[MODEL_JSON.name]),
-        progress or Progress(), read_card_policy(folder, card),
-        parse_training_images(file_bytes[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        tuple(features), files_sha256=file_bytes.sha256, model_key=model_key(card, file_bytes.hashes),
-    )  # fmt: skip
-
-
-def _load_again(folder: Path, device: str, files_sha256: str) -> Predictor:
-    """Return the model of a folder, which another process loaded and names; raises `UntrustedError` if it changed."""
-    predictor = load_model(folder, device=device)
-    if predictor.files_sha256 != files_sha256:
-        raise UntrustedError(
-            f"{folder}: is another model than the process loaded that sent it", remedy="load it again"
-        )
-    return predictor
+def _is_data_loader_worker() -> bool:
+    """Return whether this process is a worker of a torch DataLoader, which has loaded torch then."""
+    loaders: Any = sys.modules.get("torch.utils.data")
+    return loaders is not None and loaders.get_worker_info() is not None

@@ -152,7 +152,7 @@ def _predict(
     model: Path, images: Sequence[str], out: Path, options: PredictOptions, progress: Progress
 ) -> PredictOutcome:
     from dermkit.prediction.engine_choice import check_engine, select_engine
-    from dermkit.prediction.predictor import load_model
+    from dermkit.prediction.load import load_model
 
     engine = _resumed_engine(out, options, progress)
     check_engine(engine)
@@ -208,14 +208,12 @@ def _resumed_engine(out: Path, options: PredictOptions, progress: Progress) -> s
 
 def _job_identity(predictor: "Predictor", metadata: ImageMetadata | None) -> dict[str, Any]:
     """Return what decides the numbers besides the images; a stopped prediction continues only with the same."""
-    from dermkit.prediction.model_folder import runtime_versions
-
     return {
         "model": predictor.files_sha256,  # not of the folder, in which another model may lie by now
         "recipe": predictor.card["recipe"].get("name") or "unnamed",
-        "device": predictor.engine.device.type,
+        "device": predictor.runtime.device_type,
         "inference_mode": predictor.engine.net_variant,
-        "versions": runtime_versions(),
+        "versions": dict(predictor.runtime.versions),
         "metadata": "" if metadata is None else metadata.sha256,
     }
 
