@@ -17,10 +17,11 @@ from dermkit.errors import ResourceError, RunInterrupt, UntrustedError, UsageErr
 from dermkit.files import sha256_file
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.engines import graph
+from dermkit.models.engines.packages import AUTO
 from dermkit.models.engines.scoring import SessionEngine
 from dermkit.models.engines.sessions import NetOutputs, OpenVinoSession
 from dermkit.prediction import engine_choice
-from dermkit.prediction.engine_choice import AUTO, Measurement, cache_folder, select_engine
+from dermkit.prediction.engine_choice import Measurement, cache_folder, select_engine
 from dermkit.prediction.load import load_model
 from dermkit.prediction.predictor import Predictor
 from dermkit.prediction.run import _job_identity, predict

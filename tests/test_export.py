@@ -31,6 +31,7 @@ from dermkit.models.checksums import check_hashes, write_checksums
 from dermkit.models.engines import graph, packages
 from dermkit.models.engines.graph import PixelNet
 from dermkit.models.engines.packages import check_packages
+from dermkit.models.engines.scoring import BATCH_TOLERANCE
 from dermkit.models.engines.sessions import NetOutputs, OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.models.ensemble import write_ensemble
 from dermkit.models.metadata import MetadataEncoder
@@ -235,7 +236,7 @@ def test_the_comparison_is_bounded_in_memory_and_says_its_batch(
     assert list(map(max, sizes)) == [4, 32, 32]
     assert [sizes[0].count(size) for size in (4, 1)] == [16, 33], "32 images alone and together, 33 compared"
     report = compare_nets(predictor, [recorded(0, 1e-3), *sessions[1:]], images)
-    assert report.max_batch_difference > parity.BATCH_TOLERANCE
+    assert report.max_batch_difference > BATCH_TOLERANCE
 
 
 def test_the_graph_has_the_views_of_torch(predictor: Predictor) -> None:
@@ -264,7 +265,7 @@ def test_the_folder_says_what_the_model_is(exported: Path, ensemble: Path) -> No
         json.loads((folder / name).read_text(encoding="utf-8"))
         for folder, name in ((exported, "export.json"), (ensemble, "model.json"))
     )
-    assert content["format"] == 1 and content["notice"] == "Research use only. Not a medical device."
+    assert content["format"] == 2 and content["notice"] == "Research use only. Not a medical device."
     assert content["classes"] == card["classes"]
     assert content["policy"]["operating_points"] == [] and content["policy"]["conformal"] is None
     for net, member in zip(content["nets"], card["members"], strict=True):

@@ -23,16 +23,18 @@ MetadataTableOption = Annotated[
 
 
 EngineOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="What runs the nets: torch, onnxruntime, openvino, or auto, the fastest that is installed and gives "
-        "torch's numbers (docs/predict.md)."
+        "torch's numbers (default: torch; for an exported folder what reads it; docs/predict.md)."
     ),
 ]
 
 
 def predict_command(
-    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    model: Annotated[
+        Path, typer.Argument(help="A model folder, the run folder that holds it, or an exported folder.")
+    ],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns such as 'photos/*.jpg'.")],
     out: OutOption,
     device: DeviceOption = "auto",
@@ -63,7 +65,7 @@ def predict_command(
             help="Give no answer in decisions.csv for images outside the training distribution.",
         ),
     ] = False,
-    engine: EngineOption = "torch",
+    engine: EngineOption = None,
     old_target: Annotated[str | None, typer.Option("--at", hidden=True)] = None,
     old_coverage: Annotated[float | None, typer.Option("--refer", hidden=True)] = None,
 ) -> None:

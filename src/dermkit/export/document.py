@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dermkit.errors import UntrustedError
-from dermkit.files import JsonFile, sha256_file
-from dermkit.models.card import EVALUATION_FIELD, POLICY_FIELDS, RESEARCH_ONLY, markdown
+from dermkit.files import sha256_file
+from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.card import MODEL_JSON, RESEARCH_ONLY, TRAINING_IMAGES_FILE, markdown
 from dermkit.models.engines.sessions import (
     FEATURES_OUTPUT,
     LOGITS_OUTPUT,
@@ -16,17 +16,18 @@ from dermkit.models.engines.sessions import (
     PIXELS_INPUT,
     PROBABILITIES_OUTPUT,
 )
+from dermkit.models.exported_folder import (
+    EXPORT,
+    FLOAT32,
+    described_card,
+    described_member,
+    exported_features_file,
+    net_files,
+)
 from dermkit.models.members import MemberFields
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
-
-EXPORT = JsonFile("export.json", 1, error=UntrustedError)
-README_FILE = "README.md"
-
-ONNX_FORMAT, OPENVINO_FORMAT = "onnx", "openvino"
-SUFFIXES: Mapping[str, tuple[str, ...]] = {ONNX_FORMAT: (".onnx",), OPENVINO_FORMAT: (".xml", ".bin")}
-"""Format -> the endings of a net's files; the first is the one that is opened."""
 
 _PIXELS_TEXT = (
     "sRGB pixels (N, S, S, 3), uint8, 0 to 255, of images turned as their EXIF orientation says and resized as "
@@ -48,54 +49,48 @@ _STEPS = (
 )
 
 
-def net_file(number: int, exported: str) -> str:
-    """Return the name of the file that is opened to load a net. exported: `onnx` or `openvino`."""
-    return f"net-{number}{SUFFIXES[exported][0]}"
-
-
 def export_json(
-    predictor: "Predictor", exported: str, folder: Path, *, parity: Mapping[str, Any], versions: Mapping[str, str]
-) -> dict[str, Any]:
-    """Return the content of export.json. folder: where the nets' files are. parity: the comparison with torch."""
+    predictor: "Predictor", exported: str, folder: Path, *, parity: Mapping[str, Any], versions: Mapping[str, str],
+    test_pictures: Sequence[Floats],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the content of export.json.
+
+    folder: where the nets' files are. parity: the comparison with torch. test_pictures: torch's probabilities (N, K) of
+    the test pictures, for each net.
+    """
     card = predictor.card
     return {
         "notice": RESEARCH_ONLY,
         "exported_to": exported,
-        "classes": [asdict(lesion_class) for lesion_class in predictor.classes],
-        "nets": [_net_json(member, number, exported, folder) for number, member in enumerate(predictor.members)],
+        "precision": FLOAT32,
+        **described_card(card, predictor.classes),
+        "nets": [
+            _net_json(member, number, exported, folder) | {"test_pictures": probabilities.tolist()}
+            for number, (member, probabilities) in enumerate(zip(predictor.members, test_pictures, strict=True))
+        ],
         "steps": list(_STEPS),
-        "policy": {name: card[name] for name in POLICY_FIELDS if name in card},
-        EVALUATION_FIELD: card.get(EVALUATION_FIELD),
-        "recipe": {name: card["recipe"].get(name) for name in ("name", "about")},
-        "dataset": card["dataset"],
-        "weights": card["weights"],
         "model_sha256": predictor.sha256,
+        "model_key": predictor.model_key,
         "versions": {**versions, "trained_with": card.get("versions")},
         "parity": dict(parity),
     }
 
 
 def _net_json(member: MemberFields, number: int, exported: str, folder: Path) -> dict[str, Any]:
-    stem = Path(net_file(number, exported)).stem
-    files = [folder / f"{stem}{suffix}" for suffix in SUFFIXES[exported]]
+    files = [folder / name for name in net_files(number, exported)]
     inputs = {PIXELS_INPUT: _PIXELS_TEXT}
     if member.metadata is not None:
         inputs[METADATA_INPUT] = (
             f"(N, {member.metadata.width}) float32: encoded age, sex and site; a row of zeros says that all are unknown"
         )
-    calibration = member.calibration
+    features = folder / exported_features_file(number)
     return {
         "file": files[0].name,
         "files": {path.name: {"sha256": sha256_file(path), "n_bytes": path.stat().st_size} for path in files},
-        "backbone": member.spec["backbone"],
         "inputs": inputs,
         "outputs": dict(_OUTPUT_TEXTS),
-        "preprocessing": asdict(member.preprocessing),
-        "views": list(member.views),
-        "metadata": None if member.metadata is None else member.metadata.as_dict(),
-        "calibration": None if calibration is None else asdict(calibration),
-        "class_order": list(member.class_order),
-        "weight": member.weight,
+        **described_member(member),
+        "training_features": features.name if features.is_file() else None,
     }
 
 
@@ -142,6 +137,8 @@ def readme_text(predictor: "Predictor", content: Mapping[str, Any], warnings: Se
 {warning_lines}
 {nets}
 - `{EXPORT.name}`: preprocessing, classes, calibration, operating points, decision policy, versions, checksums
+- `{MODEL_JSON.name}`, `{TRAINING_IMAGES_FILE}`, `training_features-*.npz`: what `dermkit predict` needs to
+  run this folder too, without torch
 - `MODEL_CARD.md`: what the model is, what it was trained on, how it did
 
 | column | class | counted as |

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dermkit.errors import OutputError, UsageError, first_of
-from dermkit.export.document import EXPORT
 from dermkit.files import TEMP_PREFIX, check_writable, lock, make_folder, output_errors, sync_folder
 from dermkit.models.checksums import CHECKSUM_FILE, expected_hashes
+from dermkit.models.exported_folder import EXPORT
 from dermkit.progress import Progress
 
 _SCRATCH_PREFIX = f"{TEMP_PREFIX}export-"

@@ -5,25 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dermkit.errors import UsageError, did_you_mean
-from dermkit.export.document import (
+from dermkit.errors import UntrustedError, UsageError, did_you_mean
+from dermkit.export.document import export_json, net_description, net_properties, readme_text
+from dermkit.export.folder import export_place, move_into_place, scratch_folder
+from dermkit.files import output_errors, read_regular, sha256_bytes, write_bytes, write_rows, write_text
+from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, MODEL_JSON, TRAINING_IMAGES_FILE, card_text
+from dermkit.models.checksums import write_checksums
+from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
+from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from dermkit.models.exported_folder import (
     EXPORT,
     ONNX_FORMAT,
     OPENVINO_FORMAT,
     README_FILE,
     SUFFIXES,
-    export_json,
-    net_description,
+    exported_features_file,
     net_file,
-    net_properties,
-    readme_text,
 )
-from dermkit.export.folder import export_place, move_into_place, scratch_folder
-from dermkit.files import output_errors, write_bytes, write_text
-from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, card_text
-from dermkit.models.checksums import write_checksums
-from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
-from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from dermkit.models.test_pictures import draw_test_pictures
+from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS
 from dermkit.prediction.locate import check_model_folder
 from dermkit.prediction.parity import ParityReport, compare_nets
 from dermkit.prediction.parity_images import check_usable, choose_images
@@ -139,12 +140,40 @@ def open_sessions(folder: Path, exported: str, n_nets: int) -> list[Session]:
 
 def _write_documents(predictor: "Predictor", to: str, folder: Path, report: ParityReport) -> None:
     packages = {package: installed_version(package) or "" for package in _PACKAGES[to]}
+    _write_model_files(predictor, folder)
     content = export_json(
-        predictor, to, folder, parity=report.as_dict(), versions={**predictor.runtime.versions, **packages}
-    )
+        predictor, to, folder, parity=report.as_dict(), versions={**predictor.runtime.versions, **packages},
+        test_pictures=_score_test_pictures(predictor),
+    )  # fmt: skip
     EXPORT.write(folder, content)
     evaluation = predictor.card.get(EVALUATION_FIELD) or {}
     broken = [str(entry.get("sentence", "")) for entry in evaluation.get("broken_guarantees", ())]
     write_text(folder / README_FILE, readme_text(predictor, content, broken))
     write_text(folder / MODEL_CARD_FILE, card_text(predictor.card))
     write_checksums(folder)
+
+
+def _write_model_files(predictor: "Predictor", folder: Path) -> None:
+    """Write what dermkit needs beside the nets: the card as it is, the training images, the training features."""
+    from dermkit.models.training_features_file import exported_features_bytes
+
+    card = read_regular(predictor.folder / MODEL_JSON.name)
+    if sha256_bytes(card) != predictor.sha256:
+        raise UntrustedError(
+            f"{predictor.folder / MODEL_JSON.name}: was changed while the model was exported",
+            outcome="nothing was written",
+            remedy="export it again",
+        )
+    write_bytes(folder / MODEL_JSON.name, card)
+    write_rows(folder / TRAINING_IMAGES_FILE, TRAINING_IMAGE_COLUMNS, predictor.training_images)
+    for number, features in enumerate(predictor.training_features):
+        if features is not None:
+            write_bytes(folder / exported_features_file(number), exported_features_bytes(features))
+
+
+def _score_test_pictures(predictor: "Predictor") -> list[Floats]:
+    """Return each net's probabilities of the test pictures, (N, K), as torch gives them."""
+    return [
+        engine.score(draw_test_pictures(member.preprocessing.size))[0]
+        for engine, member in zip(predictor.net_engines, predictor.members, strict=True)
+    ]

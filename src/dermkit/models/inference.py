@@ -32,6 +32,7 @@ from dermkit.models.net_engine import (
     software_versions,
 )
 from dermkit.models.precision import is_out_of_memory
+from dermkit.models.test_pictures import draw_test_pictures
 from dermkit.models.view_pixels import view_of
 from dermkit.models.views import IDENTITY_VIEW
 from dermkit.threads import SharedContext, SharedSetting, ordered_map
@@ -119,7 +120,7 @@ class InferenceEngine:
         # Threads take turns on a GPU: two batches at once would only share it, and need the memory of both.
         self._device_lock = threading.Lock() if self.device.type == "cuda" else nullcontext()
         self._net, self._preprocessing, self._tables = net, preprocessing, _normalisation_tables(preprocessing)
-        (fused_net,) = parallel_batches(self._fuse, [probe_images(preprocessing.size)], workers=1)
+        (fused_net,) = parallel_batches(self._fuse, [draw_test_pictures(preprocessing.size)], workers=1)
         self._net, self.net_variant = (fused_net, FUSED_NET) if fused_net is not None else (net, UNFUSED_NET)
 
     def _fuse(self, images: NDArray[np.uint8]) -> nn.Module | None:
@@ -308,21 +309,8 @@ def fused_backbone(net: nn.Module, preprocessing: Preprocessing) -> tuple[nn.Mod
         with exact_float32(device):
             return fuse_batch_norm(net, normalise_by_table(images, tables).to(device))
 
-    (fused_net,) = parallel_batches(fuse, [probe_images(preprocessing.size)], workers=1)
+    (fused_net,) = parallel_batches(fuse, [draw_test_pictures(preprocessing.size)], workers=1)
     return (net, UNFUSED_NET) if fused_net is None else (fused_net, FUSED_NET)
-
-
-def probe_images(size: int) -> NDArray[np.uint8]:
-    """Return synthetic test images, (4, size, size, 3) uint8: noise, a dark spot on a gradient, both, one colour.
-
-    They reach different parts of a net's range; the same in every process.
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3))
-    y, x = np.mgrid[0:size, 0:size] / size
-    spot = 120 * np.exp(-((x - 0.5) ** 2 + (y - 0.5) ** 2) / 0.05)
-    skin = (np.array([220, 170, 150]) - 40 * x[..., None]) - spot[..., None]
-    images = [noise, skin, 0.8 * skin + 0.2 * noise, np.full_like(noise, 128)]
-    return np.asarray(np.clip(np.stack(images), 0, 255), dtype=np.uint8)
 
 
 # Fusing ------------------------------------------------------------------------------------------------------------

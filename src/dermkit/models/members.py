@@ -64,10 +64,11 @@ class MemberFields:
         return p if self.class_order == tuple(range(len(self.class_order))) else p[:, self.class_order]
 
 
-def read_members(card: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> list[MemberFields]:
+def read_members(card: Mapping[str, Any], file_names: Sequence[str] | None, n_classes: int) -> list[MemberFields]:
     """Return the members of a model.json; raises `ValueError`, `KeyError` or `TypeError` for a list that is none.
 
-    file_names: those that SHA256SUMS lists, so that nothing outside the folder, or that was not verified, is read.
+    file_names: those that SHA256SUMS lists, so that nothing outside the folder, or that was not verified, is read; None
+    = the members' files are not read.
     """
     entries = card["members"]
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_NETS:
@@ -84,13 +85,13 @@ def read_members(card: Mapping[str, Any], file_names: Sequence[str], n_classes: 
     return members
 
 
-def _read_member(entry: Mapping[str, Any], file_names: Sequence[str], n_classes: int) -> MemberFields:
+def _read_member(entry: Mapping[str, Any], file_names: Sequence[str] | None, n_classes: int) -> MemberFields:
     if not isinstance(entry, dict):
         raise TypeError("a member is no object")
     if others := sorted(set(entry) - _MEMBER_KEYS):
         raise ValueError(f"a member has {', '.join(map(repr, others[:5]))}, which is no field of one")
     file, calibration_json = entry["file"], entry["calibration"]
-    if not isinstance(file, str) or file not in file_names:
+    if not isinstance(file, str) or (file_names is not None and file not in file_names):
         raise ValueError(f"the weights file {file!r} of a member is not one that {CHECKSUM_FILE} lists")
     calibration = None if calibration_json is None else calibration_from_dict(calibration_json)
     if calibration is not None and len(calibration.bias) != n_classes:
@@ -120,9 +121,11 @@ def _read_metadata(entry: Any, spec: Mapping[str, Any]) -> MetadataEncoder | Non
     return encoder
 
 
-def _read_features_file(file: Any, file_names: Sequence[str]) -> str | None:
+def _read_features_file(file: Any, file_names: Sequence[str] | None) -> str | None:
     """Return the file of training features; raises `ValueError` for one that is not verified."""
-    if file is not None and (not isinstance(file, str) or file not in file_names):
+    if file is None:
+        return None
+    if not isinstance(file, str) or (file_names is not None and file not in file_names):
         raise ValueError(
             f"the training features {str(file)[:60]!r} of a member are not what {CHECKSUM_FILE} lists"
         )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils.extmath import randomized_svd
 
 from dermkit.metrics.decisions.outlier_test import conformal_p_values, distance_threshold, largest_by_group
 from dermkit.metrics.stats.arrays import Floats, Ints
@@ -118,6 +117,8 @@ def fit_training_features(
 
 def _main_axes(centred: _Features) -> _Features:
     """Return the main axes of (R, C) centred rows, (D, C) float32, rounded as the file holds them."""
+    from sklearn.utils.extmath import randomized_svd  # here: a prediction needs none of it, and it takes a second
+
     n_axes = min(MAX_AXES, *centred.shape)
     _, _, vectors = randomized_svd(centred, n_axes, random_state=0)
     return np.asarray(vectors, dtype=np.float16).astype(np.float32)

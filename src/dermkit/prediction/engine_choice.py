@@ -22,27 +22,32 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from dermkit import __version__
-from dermkit.errors import DermkitError, OutputError, ResourceError, UntrustedError, UsageError, did_you_mean
+from dermkit.errors import DermkitError, OutputError, ResourceError, UntrustedError, UsageError
 from dermkit.files import JsonFile, fingerprint, lock, make_folder, write_bytes
 from dermkit.models.checksums import CHECKSUM_FILE, check_hashes, expected_hashes, write_checksums
 from dermkit.models.engines.packages import (
+    AUTO,
+    FILE_ENGINES,
+    ONNXRUNTIME,
+    OPENVINO,
+    TITLES,
+    TORCH,
+    check_engine_name,
     check_packages,
+    engine_text,
     installed_version,
     load_onnxruntime,
     load_openvino,
 )
-from dermkit.models.engines.scoring import SessionEngine, SessionRuntime
+from dermkit.models.engines.scoring import TOLERANCE, SessionEngine, SessionRuntime
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
-from dermkit.prediction.parity import TOLERANCE, compare_nets
+from dermkit.prediction.parity import compare_nets
 from dermkit.prediction.parity_images import ParityImages
 from dermkit.progress import Progress
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
-TORCH, ONNXRUNTIME, OPENVINO, AUTO = "torch", "onnxruntime", "openvino", "auto"
-FILE_ENGINES = (ONNXRUNTIME, OPENVINO)
-TITLES: Mapping[str, str] = {TORCH: "torch", ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"}
 _LOADERS: Mapping[str, Callable[[], object]] = {ONNXRUNTIME: load_onnxruntime, OPENVINO: load_openvino}
 _WRITERS = ("onnx", "onnxscript")
 GRAPH_FORMAT = 1
@@ -86,11 +91,7 @@ class _Load(NamedTuple):
 
 def check_engine(engine: str) -> None:
     """Raise `UsageError` for an unknown engine, and one that is named and absent, too old or broken."""
-    if engine not in (TORCH, AUTO, *FILE_ENGINES):
-        raise UsageError(
-            f"--engine {engine}: unknown{did_you_mean(engine, (TORCH, AUTO, *FILE_ENGINES))}",
-            remedy=f"one of {', '.join((AUTO, TORCH, *FILE_ENGINES))}",
-        )
+    check_engine_name(engine)
     if engine in FILE_ENGINES:
         check_packages([engine, *_WRITERS], purpose=f"--engine {engine}", extra="export")
         _LOADERS[engine]()
@@ -135,7 +136,7 @@ def _named(predictor: "Predictor", engine: str, load: _Load, progress: Progress)
             remedy="--engine torch, or auto, which leaves such engines out",
         )
     progress.say(
-        f"engine: {_version_of(engine)}; largest difference of a probability from torch "
+        f"engine: {engine_text(engine)}; largest difference of a probability from torch "
         f"{measurement.max_probability_difference:.1g} on {measurement.n_images} drawn lesions"
     )
     return candidate
@@ -162,7 +163,7 @@ def _fastest(predictor: "Predictor", load: _Load, progress: Progress) -> "Predic
     for engine, candidate in tuple(candidates.items()):
         known = records.measurements.get(engine)
         if known is None or (known.images_per_second is None and not known.problem):
-            progress.say(f"measuring {_version_of(engine)} on this machine, once for this model")
+            progress.say(f"measuring {engine_text(engine)} on this machine, once for this model")
             try:
                 records.add(engine, _measure(predictor, candidate, load))
             except ResourceError as error:
@@ -182,16 +183,16 @@ def _pick(
     """Return the fastest candidate without a problem, and say how fast each is."""
     for engine in candidates:
         if measurements[engine].problem:
-            progress.say(f"engine {_version_of(engine)} is left out: {measurements[engine].problem}")
+            progress.say(f"engine {engine_text(engine)} is left out: {measurements[engine].problem}")
     rates = {
         engine: measurements[engine].images_per_second or 0.0
         for engine in candidates
         if not measurements[engine].problem
     }
     best = max(rates, key=lambda engine: rates[engine])
-    listed = ", ".join(f"{_version_of(engine)} {rate:.0f}" for engine, rate in sorted(rates.items(), key=_by_rate))
+    listed = ", ".join(f"{engine_text(engine)} {rate:.0f}" for engine, rate in sorted(rates.items(), key=_by_rate))
     progress.say(
-        f"engine: {_version_of(best)}, the fastest; images per second in batches of {load.batch_size} on "
+        f"engine: {engine_text(best)}, the fastest; images per second in batches of {load.batch_size} on "
         f"{load.threads} threads, without opening files, medians of {_ROUNDS}: {listed}"
     )
     return candidates[best]
@@ -213,10 +214,6 @@ def _reason_not(engine: str, progress: Progress) -> str:
     return ""
 
 
-def _version_of(engine: str) -> str:
-    return f"{TITLES[engine]} {installed_version(engine)}"
-
-
 def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], threads: int) -> "Predictor":
     """Return the model whose nets are run from files."""
     sessions: list[Session] = [
@@ -226,7 +223,7 @@ def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], thr
     engines = tuple(
         SessionEngine(
             session,
-            _version_of(engine),
+            engine_text(engine),
             0 if member.metadata is None else member.metadata.width,
             len(member.views),
         )

@@ -1,12 +1,14 @@
-"""A model folder becomes a `Predictor`. torch is imported when it is needed."""
+"""A model folder, or one that was exported, becomes a `Predictor`. torch is imported where it is needed."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from dermkit.errors import UntrustedError
+from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import sha256_bytes
 from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
 from dermkit.models.card_fields import read_broken_guarantees, read_card_policy
 from dermkit.models.checksums import CHECKSUM_FILE
+from dermkit.models.exported_folder import is_exported
 from dermkit.models.training_images import parse_training_images
 from dermkit.prediction.model_content import read_model_content
 from dermkit.prediction.predictor import Predictor
@@ -16,26 +18,49 @@ from dermkit.runs.model_key import model_key
 
 
 def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
-    """Verify and load a model folder, or the one in a run folder. device: auto, cpu or cuda.
+    """Verify and load a model folder, the one in a run folder, or an exported folder, which needs no torch.
 
-    Raises `UntrustedError` where a byte differs or the files do not fit together, `UsageError` for an absent device.
+    device: auto, cpu or cuda. Raises `UntrustedError` where a byte differs, the files do not fit together or an engine
+    gives other numbers than torch did, `UsageError` for an absent device, and where torch or the engine is absent.
     """
-    from dermkit.models.inference import pick_device
-    from dermkit.prediction.torch_model import build_torch_nets, read_training_features
-
-    torch_device, folder = pick_device(device), Path(folder)
+    folder = Path(folder)
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
+    if is_exported(folder):
+        from dermkit.prediction.exported_model import load_exported_model
+
+        predictor = load_exported_model(folder, device=device, progress=progress)
+    else:
+        predictor = _load_torch_model(folder, device, progress or Progress())
+    arguments = (folder.absolute(), predictor.runtime.device_type, predictor.files_sha256)
+    return replace(predictor, reload=(_load_again, arguments))
+
+
+def _load_torch_model(folder: Path, device: str, progress: Progress) -> Predictor:
+    try:
+        from dermkit.models.inference import pick_device
+        from dermkit.prediction.torch_model import build_torch_nets, read_training_features
+    except ImportError as error:
+        raise _without_torch(folder, error) from error
+    torch_device = pick_device(device)
     content = read_model_content(folder)
     files, card = content.files, content.card
     runtime = build_torch_nets(content, torch_device)
     return Predictor(
-        folder, content.classes, content.members, runtime, card, sha256_bytes(files[MODEL_JSON.name]),
-        progress or Progress(), read_card_policy(folder, card),
-        parse_training_images(files[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        read_training_features(content, runtime.nets), files_sha256=files.sha256,
-        model_key=model_key(card, files.hashes),
-        reload=(_load_again, (folder.absolute(), torch_device.type, files.sha256)),
+        folder, content.classes, content.members, runtime, card, sha256_bytes(files[MODEL_JSON.name]), progress,
+        read_card_policy(folder, card), parse_training_images(files[TRAINING_IMAGES_FILE], folder),
+        read_broken_guarantees(folder, card), read_training_features(content, runtime.nets),
+        files_sha256=files.sha256, model_key=model_key(card, files.hashes),
     )  # fmt: skip
+
+
+def _without_torch(folder: Path, error: ImportError) -> UsageError:
+    """Return the error of a model folder on a machine without torch: the two ways on."""
+    return UsageError(
+        f"{folder}: the nets of a model folder are run by torch, which cannot be imported here: {error}",
+        outcome="nothing was predicted",
+        remedy="pip install 'dermkit[train]'; or, where torch is installed, `dermkit export MODEL --to onnx --out "
+        "FOLDER`, and predict with that FOLDER here, which needs dermkit[serve] and no torch",
+    )
 
 
 def _load_again(folder: Path, device: str, files_sha256: str) -> Predictor:

@@ -1,7 +1,7 @@
-"""The verified bytes of a model folder, and the values that they hold. Without torch.
+"""The verified bytes of a model folder or an exported one, and the values that they hold. Without torch.
 
-The folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` (its training images) and `SHA256SUMS`. Every
-byte is verified before use, and nothing is unpickled.
+A model folder holds safetensors, `model.json`, `MODEL_CARD.md`, `seen.csv` (its training images) and `SHA256SUMS`.
+Every byte is verified before use, and nothing is unpickled.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,10 @@ from dermkit.models.members import MemberFields, read_members
 
 @dataclass(frozen=True)
 class ModelContent:
-    """A model folder in memory. files: name -> bytes, as verified. card: model.json in today's format."""
+    """A model folder, or an exported one, in memory.
+
+    files: name -> bytes, as verified. card: model.json in today's format.
+    """
 
     folder: Path
     files: VerifiedFiles
@@ -30,8 +33,11 @@ class ModelContent:
     members: tuple[MemberFields, ...]
 
 
-def read_model_content(folder: Path) -> ModelContent:
-    """Verify and read a model folder; raises `UntrustedError` where a byte differs or the card is broken."""
+def read_model_content(folder: Path, *, has_weights: bool = True) -> ModelContent:
+    """Verify and read a folder; raises `UntrustedError` where a byte differs or the card is broken.
+
+    has_weights: whether it must hold the weights that the card names, as a model folder does.
+    """
     files = read_verified(folder)
     for name in (MODEL_JSON.name, TRAINING_IMAGES_FILE):
         if name not in files:
@@ -42,7 +48,7 @@ def read_model_content(folder: Path) -> ModelContent:
         for name in ("recipe", "dataset", "weights", "training"):
             if not isinstance(card[name], dict):
                 raise TypeError(f"{name} is no object")
-        members = read_members(card, list(files), len(classes))
+        members = read_members(card, list(files) if has_weights else None, len(classes))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise broken_model(folder, error) from error
     return ModelContent(folder, files, card, classes, tuple(members))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dermkit.errors import UntrustedError
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.engines.scoring import BATCH_TOLERANCE, FEATURE_TOLERANCE, TOLERANCE
 from dermkit.models.engines.sessions import NetOutputs, Session
 from dermkit.models.members import MemberFields, distinct_resizings, mean_probabilities
 from dermkit.prediction.parity_images import BATCH_SIZE, ParityImages
@@ -19,18 +20,8 @@ from dermkit.prediction.parity_images import BATCH_SIZE, ParityImages
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
-TOLERANCE = 1e-4
-"""Largest difference of a probability from that of torch."""
-
-BATCH_TOLERANCE = 1e-5
-"""Largest difference of a probability between an image alone and in a batch: torch's own is 6e-7."""
-
 MAX_PIXELS_AT_ONCE = 128 * 224**2
 """That pass a net at once, each view counted: about a gigabyte. 32 images in 13 views at 224 px would need four."""
-
-FEATURE_TOLERANCE = 1e-3
-"""Largest difference of a feature, in standard deviations of the features: distances from training images rest on
-them."""
 
 
 @dataclass(frozen=True)

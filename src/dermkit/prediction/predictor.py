@@ -134,6 +134,12 @@ class Predictor:
         return engines[0] if is_plain else EnsembleEngine(engines, self.members)
 
     @property
+    def net_engines(self) -> tuple[NetEngine, ...]:
+        """Return the engine of each net, before calibration and the mean over nets."""
+        engine = self.engine
+        return engine.engines if isinstance(engine, EnsembleEngine) else (engine,)
+
+    @property
     def nets(self) -> "tuple[Net, ...]":
         """Return the torch nets; raises `UsageError` where another engine runs the model."""
         if not self.runtime.nets:

@@ -20,6 +20,8 @@ from dermkit.files import (
     lock,
     sweep_temp,
 )
+from dermkit.models.engines.packages import AUTO, TORCH
+from dermkit.models.exported_folder import is_exported
 from dermkit.prediction import decisions
 from dermkit.prediction.inputs import find_images
 from dermkit.prediction.locate import check_model_folder
@@ -67,7 +69,7 @@ class PredictOptions:
     raw: bool = False
     metadata: "Path | pd.DataFrame | None" = None
     withhold_outside: bool = False
-    engine: str = "torch"
+    engine: str | None = None
 
 
 def predict(
@@ -85,19 +87,21 @@ def predict(
     raw: bool = False,
     metadata: "Path | pd.DataFrame | None" = None,
     withhold_outside: bool = False,
-    engine: str = "torch",
+    engine: str | None = None,
     progress: Progress | None = None,
 ) -> PredictOutcome:
-    """Score images with a model folder: predictions.csv, decisions.csv, refused.csv, predict.json, sheet-*.png.
+    """Score images with a model: predictions.csv, decisions.csv, refused.csv, predict.json, sheet-*.png.
 
-    Continues the same prediction where it was stopped before, unless `restart`. images: files, folders, patterns.
+    model: a model folder, the run folder that holds it, or an exported folder, which needs no torch. Continues the same
+    prediction where it was stopped before, unless `restart`. images: files, folders, patterns.
     batch_size: images per forward pass, None = by the device. workers: threads, 0 = all cores. cache: a folder that
     stores the resized pixels. device: auto, cpu or cuda. target: the operating point that decides positive, such as
     "sensitivity=.95". coverage: fraction of images to answer, the others are referred. raw: names that a spreadsheet
     would compute stay as they are. metadata: age, sex and site of the images, for a model that takes them: a table with
     the column `image` (docs/predict.md); None = unknown. withhold_outside: decisions.csv holds no answer for images
-    outside the training distribution. engine: torch, onnxruntime, openvino, or auto, the fastest of those that are
-    installed and give torch's numbers (docs/predict.md).
+    outside the training distribution. engine: of a model folder torch, onnxruntime, openvino, or auto, the fastest
+    of those that are installed and give torch's numbers; None = torch. Of an exported folder what reads it
+    (docs/predict.md).
 
     Raises `UntrustedError` for the model, `UsageError` where another prediction is unfinished in `out`, the policy has
     no such target or coverage, or the model cannot tell which images to withhold an answer for, `DataError` where no
@@ -151,19 +155,12 @@ def _with_saved_work(error: ResourceError, out: Path) -> ResourceError:
 def _predict(
     model: Path, images: Sequence[str], out: Path, options: PredictOptions, progress: Progress
 ) -> PredictOutcome:
-    from dermkit.prediction.engine_choice import check_engine, select_engine
-    from dermkit.prediction.load import load_model
-
-    engine = _resumed_engine(out, options, progress)
-    check_engine(engine)
+    engine = options.engine if is_exported(model) else _engine_of_model_folder(out, options, progress)
     check_model_folder(model)
     image_list = find_images(images, exclude=[out, *([options.cache] if options.cache else [])])
     if not has_unfinished_job(out):
         check_output(out, marker=PREDICT_FILE, description="a folder of predictions")
-    predictor = load_model(model, device=options.device, progress=progress)
-    predictor = select_engine(
-        predictor, engine, threads=options.workers, batch_size=options.batch_size or 0, progress=progress
-    )
+    predictor = _load(model, engine, options, progress)
     policy = predictor.select_policy(target=options.target, coverage=options.coverage)
     if options.withhold_outside:
         check_can_withhold(predictor.outlier_test, has_policy=policy is not None)
@@ -191,19 +188,38 @@ def _predict(
     return outcome
 
 
-def _resumed_engine(out: Path, options: PredictOptions, progress: Progress) -> str:
+def _engine_of_model_folder(out: Path, options: PredictOptions, progress: Progress) -> str:
     """Return the engine that scores: for `auto` the one that an unfinished prediction in `out` was begun with.
 
-    Another measurement could choose another one, whose numbers have other last digits.
+    Another measurement could choose another one, whose numbers have other last digits. Raises `UsageError` for an
+    engine that is unknown or absent.
     """
-    from dermkit.prediction.engine_choice import AUTO, engine_of
+    from dermkit.prediction.engine_choice import check_engine, engine_of
 
-    mode = "" if options.restart or options.engine != AUTO else saved_inference_mode(out)
-    if not mode:
-        return options.engine
-    engine = engine_of(mode)
-    progress.say(f"engine: {engine}, since the unfinished prediction in {out} was begun with it")
+    engine = options.engine or TORCH
+    mode = "" if options.restart or engine != AUTO else saved_inference_mode(out)
+    if mode:
+        engine = engine_of(mode)
+        progress.say(f"engine: {engine}, since the unfinished prediction in {out} was begun with it")
+    check_engine(engine)
     return engine
+
+
+def _load(model: Path, engine: str | None, options: PredictOptions, progress: Progress) -> "Predictor":
+    """Return the model on its engine. engine: None = what reads an exported folder."""
+    if is_exported(model):
+        from dermkit.prediction.exported_model import load_exported_model
+
+        return load_exported_model(
+            model, engine=engine, device=options.device, n_threads=options.workers, progress=progress
+        )
+    from dermkit.prediction.engine_choice import select_engine
+    from dermkit.prediction.load import load_model
+
+    predictor = load_model(model, device=options.device, progress=progress)
+    return select_engine(
+        predictor, engine or TORCH, threads=options.workers, batch_size=options.batch_size or 0, progress=progress
+    )
 
 
 def _job_identity(predictor: "Predictor", metadata: ImageMetadata | None) -> dict[str, Any]:

@@ -66,9 +66,7 @@ def why_no_maps(predictor: "Predictor") -> str:
     missing = [name for name in _MAP_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return f"the server lacks the packages {' and '.join(missing)} (pip install 'dermkit[train]')"
-    return (
-        "" if getattr(predictor, "nets", ()) else "the model folder holds no nets that gradients can be taken of"
-    )
+    return "" if predictor.runtime.nets else "an exported folder holds no nets that gradients can be taken of"
 
 
 def _training(card: Mapping[str, Any]) -> dict[str, Any]:

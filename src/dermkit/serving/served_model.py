@@ -41,7 +41,9 @@ class ServedModel:
     """A loaded model that answers the jobs of a server; raises what `dk.load_model` raises."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        from dermkit.prediction.predictor import load_model  # here: it loads torch, which the server does without
+        from dermkit.prediction.load import (
+            load_model,
+        )  # here: its imports take seconds, and the server does without
 
         self._predictor = load_model(settings.model, device=settings.device)
         self._target, self._coverage = settings.target, settings.coverage

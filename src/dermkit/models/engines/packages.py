@@ -13,12 +13,20 @@ from importlib.metadata import PackageNotFoundError, version
 from types import MappingProxyType
 from typing import Any
 
-from dermkit.errors import UsageError
+from dermkit.errors import UsageError, did_you_mean
+
+TORCH, ONNXRUNTIME, OPENVINO, AUTO = "torch", "onnxruntime", "openvino", "auto"
+FILE_ENGINES = (ONNXRUNTIME, OPENVINO)
+"""Engines that run nets from files, by the names of their packages."""
+
+TITLES: Mapping[str, str] = MappingProxyType({TORCH: "torch", ONNXRUNTIME: "ONNX Runtime", OPENVINO: "OpenVINO"})
 
 OLDEST_VERSIONS: Mapping[str, str] = MappingProxyType(
     {"onnx": "1.17", "onnxscript": "0.5", "onnxruntime": "1.20", "openvino": "2025.0"}
 )
 """Package -> its oldest version that dermkit takes, as in pyproject.toml."""
+
+_TORCH_SCORES = "without it, `dermkit predict` scores images of a model folder with torch"
 
 
 def installed_version(package: str) -> str | None:
@@ -29,10 +37,24 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def check_packages(packages: Sequence[str], *, purpose: str, extra: str) -> None:
+def engine_text(engine: str) -> str:
+    """Return the title and version of an installed engine."""
+    return f"{TITLES[engine]} {installed_version(engine)}"
+
+
+def check_engine_name(engine: str) -> None:
+    """Raise `UsageError` for an engine that does not exist."""
+    if engine not in (TORCH, AUTO, *FILE_ENGINES):
+        raise UsageError(
+            f"--engine {engine}: unknown{did_you_mean(engine, (TORCH, AUTO, *FILE_ENGINES))}",
+            remedy=f"one of {', '.join((AUTO, TORCH, *FILE_ENGINES))}",
+        )
+
+
+def check_packages(packages: Sequence[str], *, purpose: str, extra: str, otherwise: str = _TORCH_SCORES) -> None:
     """Raise `UsageError` for the first package of `OLDEST_VERSIONS` that is absent or too old.
 
-    purpose: what needs it, for the message. extra: of dermkit, which installs it.
+    purpose: what needs it, for the message. extra: of dermkit, which installs it. otherwise: what can be done without.
     """
     for package in packages:
         present, oldest = installed_version(package), OLDEST_VERSIONS[package]
@@ -42,7 +64,7 @@ def check_packages(packages: Sequence[str], *, purpose: str, extra: str) -> None
         raise UsageError(
             f"{purpose}: the package {package} {problem}",
             outcome="nothing was written",
-            remedy=f"pip install 'dermkit[{extra}]'; without it, `dermkit predict` scores images with torch",
+            remedy=f"pip install 'dermkit[{extra}]'; {otherwise}",
         )
 
 
@@ -95,5 +117,5 @@ def _broken_package(package: str) -> Iterator[None]:
             f"the package {package} {installed_version(package)} is installed and cannot be imported: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
             outcome="nothing was written",
-            remedy=f"pip install --force-reinstall {package}; without it, `dermkit predict` scores images with torch",
+            remedy=f"pip install --force-reinstall {package}; {_TORCH_SCORES}",
         ) from error

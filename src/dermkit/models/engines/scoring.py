@@ -26,6 +26,16 @@ from dermkit.threads import cpu_count, ordered_map
 if TYPE_CHECKING:
     from dermkit.models.net import Net
 
+TOLERANCE = 1e-4
+"""Largest difference of a probability from that of torch."""
+
+BATCH_TOLERANCE = 1e-5
+"""Largest difference of a probability between an image alone and in a batch: torch's own is 6e-7."""
+
+FEATURE_TOLERANCE = 1e-3
+"""Largest difference of a feature, in standard deviations of the features: distances from training images rest on
+them."""
+
 _CPU = "cpu"
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")

@@ -4,6 +4,7 @@ Shapes: N images of S x S pixels, V test-time views, C features of an image, K c
 """
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -51,16 +52,18 @@ class Session(Protocol):
 
 
 class OnnxRuntimeSession:
-    """A `Session` of an ONNX file."""
+    """A `Session` of an ONNX file. content: its bytes, which were verified; () = the file is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, content: Sequence[bytes] = ()) -> None:
         onnxruntime = load_onnxruntime()
         options = onnxruntime.SessionOptions()
         # One thread a call: callers run several batches at once, and a batch's numbers must not depend on how many.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors alone; its warnings are about its own optimisation
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                content[0] if content else str(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:
             raise _unreadable(path, "ONNX Runtime", error) from error
 
@@ -74,9 +77,12 @@ class OnnxRuntimeSession:
 
 
 class OpenVinoSession:
-    """A `Session` of an OpenVINO (.xml beside .bin) or ONNX file. n_threads: calls that run at once."""
+    """A `Session` of an OpenVINO (.xml beside .bin) or ONNX file.
 
-    def __init__(self, path: Path, *, n_threads: int = 0) -> None:
+    n_threads: calls that run at once. content: the bytes of its files, which were verified; () = these are read.
+    """
+
+    def __init__(self, path: Path, *, n_threads: int = 0, content: Sequence[bytes] = ()) -> None:
         openvino, streams = load_openvino(), n_threads or cpu_count()
         settings = {
             # The default is bfloat16 where the processor has it: probabilities would differ by a hundredth.
@@ -86,7 +92,9 @@ class OpenVinoSession:
         }  # fmt: skip
         try:
             core = openvino.Core()
-            self._net = core.compile_model(core.read_model(str(path)), "CPU", settings)
+            self._net = core.compile_model(
+                core.read_model(*content) if content else core.read_model(str(path)), "CPU", settings
+            )
         except RuntimeError as error:
             raise _unreadable(path, "OpenVINO", error) from error
         self._requests = threading.local()

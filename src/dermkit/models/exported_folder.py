@@ -1,0 +1,78 @@
+"""An exported folder: the names of its files, and what export.json says of the model. Without torch.
+
+It holds the nets as ONNX or OpenVINO files, export.json for whoever runs them, and model.json, seen.csv and the
+training features, with which dermkit does what it does with the model folder.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from dermkit.data.manifest import LesionClass
+from dermkit.errors import UntrustedError
+from dermkit.files import JsonFile
+from dermkit.models.card import EVALUATION_FIELD, POLICY_FIELDS
+from dermkit.models.checksums import CHECKSUM_FILE, expected_hashes
+from dermkit.models.members import MemberFields
+
+EXPORT = JsonFile("export.json", 2, error=UntrustedError)
+"""Format 2 added what dermkit itself needs to predict from the folder: model.json, seen.csv and the training features
+beside it, and in it `precision`, `model_key`, and of each net `training_features` and `test_pictures`."""
+
+README_FILE = "README.md"
+
+ONNX_FORMAT, OPENVINO_FORMAT = "onnx", "openvino"
+SUFFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {ONNX_FORMAT: (".onnx",), OPENVINO_FORMAT: (".xml", ".bin")}
+)
+"""Format -> the endings of a net's files; the first is the one that is opened."""
+
+FLOAT32 = "float32"
+
+
+def net_file(number: int, exported: str) -> str:
+    """Return the name of the file that is opened to load a net. exported: `onnx` or `openvino`."""
+    return f"net-{number}{SUFFIXES[exported][0]}"
+
+
+def net_files(number: int, exported: str) -> tuple[str, ...]:
+    """Return the names of all files of a net."""
+    return tuple(Path(net_file(number, exported)).stem + suffix for suffix in SUFFIXES[exported])
+
+
+def exported_features_file(number: int) -> str:
+    """Return the name of the file of a net's training features."""
+    return f"training_features-{number}.npz"
+
+
+def is_exported(folder: Path) -> bool:
+    """Return whether a folder is an exported one, by its checksums; raises `UntrustedError` for broken ones."""
+    return (folder / CHECKSUM_FILE).is_file() and EXPORT.name in expected_hashes(folder)
+
+
+def described_card(card: Mapping[str, Any], classes: Sequence[LesionClass]) -> dict[str, Any]:
+    """Return what export.json repeats of model.json."""
+    return {
+        "classes": [asdict(lesion_class) for lesion_class in classes],
+        "policy": {name: card[name] for name in POLICY_FIELDS if name in card},
+        EVALUATION_FIELD: card.get(EVALUATION_FIELD),
+        "recipe": {name: card["recipe"].get(name) for name in ("name", "about")},
+        "dataset": card["dataset"],
+        "weights": card["weights"],
+    }
+
+
+def described_member(member: MemberFields) -> dict[str, Any]:
+    """Return what export.json repeats of a net in model.json."""
+    calibration = member.calibration
+    return {
+        "backbone": member.spec["backbone"],
+        "preprocessing": asdict(member.preprocessing),
+        "views": list(member.views),
+        "metadata": None if member.metadata is None else member.metadata.as_dict(),
+        "calibration": None if calibration is None else asdict(calibration),
+        "class_order": list(member.class_order),
+        "weight": member.weight,
+    }

@@ -1,0 +1,250 @@
+"""An exported folder becomes a `Predictor`: its nets run by ONNX Runtime or OpenVINO. Without torch.
+
+Every byte is verified before use, what export.json repeats of model.json must be the same in both, and each net is run
+on test pictures, whose probabilities must be those that torch gave when it was exported.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermkit.errors import UntrustedError, UsageError
+from dermkit.files import canonical_json, sha256_bytes
+from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
+from dermkit.models.card_fields import read_broken_guarantees, read_card_policy
+from dermkit.models.checksums import VerifiedFiles
+from dermkit.models.engines.packages import (
+    AUTO,
+    FILE_ENGINES,
+    ONNXRUNTIME,
+    OPENVINO,
+    TITLES,
+    TORCH,
+    check_engine_name,
+    check_packages,
+    engine_text,
+    installed_version,
+)
+from dermkit.models.engines.scoring import (
+    BATCH_TOLERANCE,
+    FEATURE_TOLERANCE,
+    TOLERANCE,
+    SessionEngine,
+    SessionRuntime,
+)
+from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from dermkit.models.exported_folder import (
+    EXPORT,
+    FLOAT32,
+    ONNX_FORMAT,
+    OPENVINO_FORMAT,
+    SUFFIXES,
+    described_card,
+    described_member,
+    exported_features_file,
+    net_files,
+)
+from dermkit.models.members import MemberFields
+from dermkit.models.net_engine import software_versions
+from dermkit.models.test_pictures import draw_test_pictures
+from dermkit.models.training_features import ReferenceFeatures
+from dermkit.models.training_features_file import parse_exported_features
+from dermkit.models.training_images import parse_training_images
+from dermkit.prediction.model_content import ModelContent, read_model_content
+from dermkit.prediction.predictor import Predictor
+from dermkit.progress import Progress
+
+_ENGINES_OF_FORMAT: Mapping[str, tuple[str, ...]] = {
+    ONNX_FORMAT: (ONNXRUNTIME, OPENVINO),
+    OPENVINO_FORMAT: (OPENVINO,),
+}
+"""What reads each format; the first that is installed is taken where nobody names one."""
+
+_EXTRAS = {ONNXRUNTIME: "serve", OPENVINO: "export"}
+_LIMITS = {
+    "max_probability_difference": ("tolerance", TOLERANCE),
+    "max_batch_difference": ("batch_tolerance", BATCH_TOLERANCE),
+    "max_feature_difference": ("feature_tolerance", FEATURE_TOLERANCE),
+}
+"""What the export measured, the limit that it was held to, and the largest limit that is taken here."""
+
+_NOTHING = "nothing was predicted"
+_EXPORT_AGAIN = "export the model again, or copy the folder anew"
+
+
+def load_exported_model(
+    folder: Path, *, engine: str | None = None, device: str = "auto", n_threads: int = 0,
+    progress: Progress | None = None,
+) -> Predictor:  # fmt: skip
+    """Verify and load an exported folder.
+
+    engine: onnxruntime or openvino; None or auto = what reads the files and is installed. device: auto or cpu.
+    n_threads: batches that are scored at once, 0 = one on each core.
+
+    Raises `UntrustedError` where a byte differs, the files do not fit together or an engine gives other numbers than
+    torch gave, `UsageError` for an engine that is absent, too old or cannot read the format, and for a GPU.
+    """
+    _check_device(device)
+    content = read_model_content(folder, has_weights=False)
+    export = EXPORT.parse(content.files[EXPORT.name], folder / EXPORT.name)
+    try:
+        exported = _check_export(content, export)
+        pictures = [_recorded_pictures(net, len(content.classes)) for net in export["nets"]]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _broken(folder, f"not that of an exported model: {error}") from error
+    name = _choose_engine(folder, exported, engine)
+    engines = [_open_net(content, number, exported, name, n_threads) for number in range(len(content.members))]
+    n_features = [
+        _check_pictures(folder / net_files(number, exported)[0], *of_net)
+        for number, of_net in enumerate(zip(engines, content.members, pictures, strict=True))
+    ]
+    progress = progress or Progress()
+    progress.say(f"engine: {engine_text(name)}, which reads this folder, exported to {exported}")
+    files, card = content.files, content.card
+    return Predictor(
+        folder, content.classes, content.members, SessionRuntime(tuple(engines), software_versions()), card,
+        sha256_bytes(files[MODEL_JSON.name]), progress, read_card_policy(folder, card),
+        parse_training_images(files[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
+        tuple(_read_features(content, number, n) for number, n in enumerate(n_features)),
+        files_sha256=files.sha256, model_key=str(export["model_key"]),
+    )  # fmt: skip
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {device}: unknown", remedy="one of auto, cpu, cuda")
+    if device == "cuda":
+        raise UsageError(
+            "--device cuda: an exported folder computes on the CPU",
+            outcome=_NOTHING,
+            remedy="--device cpu, or the model folder, which torch runs on a GPU",
+        )
+
+
+# What export.json says ----------------------------------------------------------------------------------------------
+
+
+def _check_export(content: ModelContent, export: Mapping[str, Any]) -> str:
+    """Return the format of an exported folder; raises `UntrustedError` where its documents do not fit together."""
+    folder, exported = content.folder, export["exported_to"]
+    if exported not in SUFFIXES:
+        raise ValueError(f"exported_to {str(exported)[:40]!r} is not one of {', '.join(SUFFIXES)}")
+    if export["precision"] != FLOAT32:
+        raise ValueError(f"precision {str(export['precision'])[:40]!r} is not {FLOAT32}")
+    if export["model_sha256"] != sha256_bytes(content.files[MODEL_JSON.name]):
+        raise _broken(folder, f"of another model than {MODEL_JSON.name} beside it: model_sha256 differs")
+    if len(export["nets"]) != len(content.members):
+        raise ValueError(f"{len(export['nets'])} nets, and the model has {len(content.members)}")
+    described = described_card(content.card, content.classes)
+    for name, value in described.items():
+        _check_same(folder, name, export[name], value)
+    for number, (net, member) in enumerate(zip(export["nets"], content.members, strict=True)):
+        for name, value in described_member(member).items():
+            _check_same(folder, f"nets[{number}].{name}", net[name], value)
+        _check_listed(content.files, net_files(number, exported))
+    _check_parity(folder, export["parity"])
+    return str(exported)
+
+
+def _check_same(folder: Path, field: str, exported: Any, original: Any) -> None:
+    """Raise `UntrustedError` where export.json and model.json differ: a reader of either would take another for it."""
+    if canonical_json(exported) != canonical_json(original):
+        raise _broken(folder, f"{field} is not what {MODEL_JSON.name} has")
+
+
+def _check_listed(files: VerifiedFiles, names: Sequence[str]) -> None:
+    if absent := [name for name in names if name not in files]:
+        raise ValueError(f"the net {absent[0]} is not in the list of checksums")
+
+
+def _check_parity(folder: Path, parity: Mapping[str, Any]) -> None:
+    """Raise `UntrustedError` where an exported net was further from torch than is taken here, or held to less."""
+    for measured, (limit, largest) in _LIMITS.items():
+        difference, allowed = float(parity[measured]), float(parity[limit])
+        if not 0 <= difference <= allowed <= largest:  # false for nan
+            raise _broken(
+                folder,
+                f"its comparison with torch has {measured} {difference:g} at {limit} {allowed:g}, and at most "
+                f"{largest:g} is taken",
+            )
+
+
+def _recorded_pictures(net: Mapping[str, Any], n_classes: int) -> NDArray[np.float64]:
+    """Return torch's probabilities of the test pictures, (N, K)."""
+    probabilities = np.array(net["test_pictures"], dtype=np.float64)
+    if probabilities.ndim != 2 or probabilities.shape[1] != n_classes or not np.isfinite(probabilities).all():
+        raise ValueError(f"test_pictures are {probabilities.shape}, not finite numbers for {n_classes} classes")
+    return probabilities
+
+
+def _broken(folder: Path, problem: str) -> UntrustedError:
+    return UntrustedError(f"{folder / EXPORT.name}: {problem}", outcome=_NOTHING, remedy=_EXPORT_AGAIN)
+
+
+# The nets -----------------------------------------------------------------------------------------------------------
+
+
+def _choose_engine(folder: Path, exported: str, engine: str | None) -> str:
+    """Return the engine that runs an exported folder; raises `UsageError` where it cannot."""
+    able = _ENGINES_OF_FORMAT[exported]
+    if engine not in (None, AUTO):
+        check_engine_name(engine)
+        if engine not in able:
+            reason = "it holds no torch net" if engine == TORCH else f"{TITLES[engine]} cannot read it"
+            raise UsageError(
+                f"--engine {engine}: {folder} was exported to {exported}: {reason}",
+                outcome=_NOTHING,
+                remedy=f"--engine {' or '.join(able)}, or name the model folder that it was exported from",
+            )
+    name = engine if engine in FILE_ENGINES else next(filter(installed_version, able), able[0])
+    others = [f"or pip install {other}, which reads it too" for other in able if other != name]
+    check_packages(
+        [name], purpose=f"{folder}, exported to {exported}", extra=_EXTRAS[name],
+        otherwise=others[0] if others else "or export the model to onnx",
+    )  # fmt: skip
+    return name
+
+
+def _open_net(content: ModelContent, number: int, exported: str, engine: str, n_threads: int) -> SessionEngine:
+    """Return the engine of a net, from the bytes that were verified."""
+    names, member = net_files(number, exported), content.members[number]
+    path, net_bytes = content.folder / names[0], [content.files[name] for name in names]
+    session: Session = (
+        OnnxRuntimeSession(path, content=net_bytes)
+        if engine == ONNXRUNTIME
+        else OpenVinoSession(path, n_threads=n_threads, content=net_bytes)
+    )
+    n_metadata = 0 if member.metadata is None else member.metadata.width
+    return SessionEngine(session, engine_text(engine), n_metadata, len(member.views))
+
+
+def _check_pictures(path: Path, engine: SessionEngine, member: MemberFields, recorded: NDArray[np.float64]) -> int:
+    """Raise `UntrustedError` unless an engine gives what torch gave of the test pictures; returns C of its features."""
+    probabilities, features = engine.score(draw_test_pictures(member.preprocessing.size))
+    is_alike = probabilities.shape == recorded.shape and features is not None
+    difference = float(np.abs(probabilities - recorded).max()) if is_alike else math.nan
+    if features is None or not difference <= TOLERANCE:
+        raise UntrustedError(
+            f"{path}: {engine.net_variant} does not give here what torch gave when it was exported: a probability of "
+            f"a test picture differs by {difference:.2g} (at most {TOLERANCE:g} may be)",
+            outcome=_NOTHING,
+            remedy="install another version of this engine, or --engine with the other one",
+        )
+    return int(features.shape[1])
+
+
+def _read_features(content: ModelContent, number: int, n_features: int) -> ReferenceFeatures | None:
+    """Return the training features of a net; None where its model folder holds none."""
+    name = exported_features_file(number)
+    if content.members[number].training_features is None:
+        return None
+    if name not in content.files:
+        raise _broken(content.folder, f"of a model with training features, and {name} is not beside it")
+    path = content.folder / name
+    return parse_exported_features(
+        content.files[name], path, n_features=n_features, n_classes=len(content.classes)
+    )
