@@ -300,6 +300,24 @@ def test_a_fold_of_a_classifier_counts_with_the_slowest_that_is_finished(binary:
     assert seconds == {"a": 7.0, "b": 10.0 / 2}
 
 
+def test_a_fold_of_a_classifier_that_begins_in_time_has_all_the_time_of_the_race(
+    binary: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(dk.load_dataset(binary), tiny, seconds=60.0)
+    recipe = derive_recipe(tiny, short_form_assignments(tiny, ShortForms(classifier="svm")))
+    deadlines: list[float] = []
+    monkeypatch.setattr(auto, "run_plan", lambda fold, _: deadlines.append(fold.watch.deadline))
+    monkeypatch.setattr(auto, "resuming", lambda *_: None)
+    document: dict[str, Any] = {"seconds_of_runs": {}}
+    race_so_far = SimpleNamespace(plan=plan, document=document, machine_for=str, save=lambda: None)
+    unused: Any = None
+    fold = RunPlan(recipe, unused, unused, unused, unused, 0, 0, Path("trials/svm-versions/svm-f0"))
+    for left, state in ((4.0, auto.OUT_OF_TIME), (6.0, auto.COMPLETE)):  # 10 s are planned for two folds
+        deadline = time.monotonic() + left
+        assert auto._train_fold(race_so_far, fold, Candidate(recipe, None, 10.0), deadline) == state  # type: ignore[arg-type]
+        assert deadlines == ([] if state == auto.OUT_OF_TIME else [deadline])
+
+
 def test_fits_of_all_kinds_are_measured_in_the_classes_of_the_data_set() -> None:
     times = measure_fits(KIND_NAMES, 24, [300, 40, 1, 0], seed=0, limit=60.0)
     assert {fit.kind for fit in times} == set(KIND_NAMES)

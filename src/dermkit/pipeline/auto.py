@@ -193,8 +193,8 @@ def _unbroken_seconds(race: Race, plan: RunPlan, candidate: Candidate) -> float:
 def _train_fold(race: Race, plan: RunPlan, candidate: Candidate, deadline: float) -> str:
     """Train one fold and note its seconds; returns how it ended."""
     start = time.monotonic()
-    deadline -= _unbroken_seconds(race, plan, candidate)
-    if start > deadline:
+    # The time of a fit is reserved once, before its fold begins: reserved within too, a fold begun in time is lost.
+    if start > deadline - _unbroken_seconds(race, plan, candidate):
         return OUT_OF_TIME
     watch = EpochWatch(lambda _row: False, deadline=deadline)
     try:
