@@ -7,7 +7,7 @@ import hashlib
 import io
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass as plain_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,8 @@ from dermkit.files import NOT_REGULAR, open_regular
 from dermkit.images.headers import read_image_header
 from dermkit.images.icc import check_profile
 from dermkit.images.image_header import MAX_FILE_BYTES, HeaderRejected, ImageHeader
-from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage
+from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage, zeros_damage
+from dermkit.images.jpeg_pixels import plain_jpeg_pixels
 from dermkit.images.preprocess import RgbPixels
 
 _MAX_PROFILE_BYTES = 4 * 1024**2  # press profiles take 0.5 to 2.5 MB
@@ -106,8 +107,8 @@ def _decode_pixels(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
 
 
 def _decode_once(header: ImageHeader) -> tuple[RgbPixels, tuple[str, ...]]:
-    image, notes = _decode(header)
-    return np.array(image), notes
+    decoded, notes = _decode(header)
+    return decoded if isinstance(decoded, np.ndarray) else np.array(decoded), notes
 
 
 def memory_ran_out(error: Exception) -> bool:
@@ -171,17 +172,42 @@ _ORIENTATION_TRANSPOSE = MappingProxyType(
 )
 
 
-def _decode(header: ImageHeader) -> tuple[Image.Image, tuple[str, ...]]:
+def _decode(header: ImageHeader) -> tuple[Image.Image | RgbPixels, tuple[str, ...]]:
+    """Return upright sRGB: an image, or the pixels themselves of a JPEG file that needs no conversion."""
     raw_image = _DECODERS[header.format](io.BytesIO(header.data))
     if raw_image.size != (header.width, header.height):
         raise HeaderRejected(
             RejectionReason.BROKEN, f"two sizes: {header.width} x {header.height} and {raw_image.size}"
         )
+    # A progressive file can lose the end of its last scan without a warning of the decoder (2 of 1,000 cut files).
+    is_sequential = header.format == "JPEG" and not raw_image.info.get("progressive")
+    pixels = plain_jpeg_pixels(header.data, raw_image.mode) if is_sequential else None
+    if pixels is not None and pixels.shape[:2] == (header.height, header.width):
+        return _convert_plain(pixels, raw_image.info.get("icc_profile"), header)
     raw_image.load()
     notes = list(header.notes)
-    if header.format == "JPEG" and not any(note.startswith(DAMAGE_PREFIX) for note in notes):
+    if header.format == "JPEG" and not _is_damaged(notes):
         notes += pixel_damage(raw_image, header.data)
     return upright_srgb(raw_image, header, notes)
+
+
+def _is_damaged(notes: Iterable[str]) -> bool:
+    return any(note.startswith(DAMAGE_PREFIX) for note in notes)
+
+
+def _convert_plain(
+    pixels: RgbPixels, profile: object, header: ImageHeader
+) -> tuple[Image.Image | RgbPixels, tuple[str, ...]]:
+    """Return the pixels of a JPEG file that was decoded without a warning, as upright sRGB."""
+    notes = list(header.notes)
+    if not _is_damaged(notes):
+        notes += zeros_damage(pixels, header.data)
+    if pixels.ndim == 3 and not profile and header.orientation == 1:
+        return pixels, tuple(notes)
+    image = Image.fromarray(pixels)
+    if profile:
+        image.info["icc_profile"] = profile
+    return upright_srgb(image, header, notes)
 
 
 def upright_srgb(
@@ -283,7 +309,7 @@ def _to_srgb(image: Image.Image, profile: object) -> tuple[Image.Image, str]:
     """Return the image in sRGB, and a note or "". Without a usable profile, L and RGB count as sRGB already."""
     if not profile:
         note = "CMYK without a profile: plain conversion" if image.mode == "CMYK" else ""
-        return image.convert("RGB"), note
+        return image if image.mode == "RGB" else image.convert("RGB"), note
     try:
         if not isinstance(profile, bytes) or len(profile) > _MAX_PROFILE_BYTES:
             raise ValueError("no profile, or too large")
