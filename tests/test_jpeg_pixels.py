@@ -1,7 +1,7 @@
 """JPEG files are decoded without Pillow where nothing is wrong with them, to the pixels and notes that Pillow gives."""
 
 import io
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +12,8 @@ from dermkit.images import decode
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.jpeg_pixels import plain_jpeg_pixels
 
-Picture = Callable[..., bytes]
 
-
-def jpeg(width: int = 61, height: int = 45, *, mode: str = "RGB", seed: int = 0, **options: object) -> bytes:
+def jpeg(width: int = 61, height: int = 45, *, mode: str = "RGB", seed: int = 0, **options: Any) -> bytes:
     """Return a JPEG file of smooth colours and noise."""
     rng = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(0, 3, width), np.linspace(0, 2, height))
@@ -59,7 +57,12 @@ P3 = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 def test_pixels_are_those_of_pillow(
     size: tuple[int, int], subsampling: str, quality: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for options in ({}, {"progressive": True}, {"optimize": True, "restart_marker_blocks": 3}):
+    variants: tuple[dict[str, Any], ...] = (
+        {},
+        {"progressive": True},
+        {"optimize": True, "restart_marker_blocks": 3},
+    )
+    for options in variants:
         data = jpeg(*size, subsampling=subsampling, quality=quality, **options)
         assert plain_jpeg_pixels(data, "RGB") is not None
         assert_equal(by_gate(data), by_pillow(monkeypatch, data))
@@ -94,7 +97,7 @@ def test_a_file_that_its_decoder_warns_of_is_left_to_pillow() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"restart_marker_blocks": 5}, {"progressive": True}])
 def test_damaged_files_have_the_same_pixels_notes_and_refusals(
-    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
     n_plain = n_rejected = 0

@@ -1,7 +1,7 @@
 """JPEG decoders beside the image gate: processor seconds for the same files, and whether the pixels are equal.
 
     python -m pip install simplejpeg opencv-python-headless imagecodecs        # the others; those absent are left out
-    python benchmarks/speed/decode.py IMAGES [--images 200] [--sides 0 1024 3000] [--rounds 5]
+    python benchmarks/decode.py IMAGES [--images 200] [--sides 0 1024 3000] [--rounds 5]
 
 IMAGES is a folder of JPEG files. For each of `sides` the images are taken as they are (0) or enlarged to this longer
 side and compressed again (quality 90, 4:2:0), in memory. One thread; the decoders take turns in every round. Rows go to
@@ -14,7 +14,6 @@ import datetime
 import importlib
 import io
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -25,11 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from dermkit.images.decode import open_image
 from scale import add_rows, commit, machine
 
-ROWS = Path(__file__).parents[1] / "decode.csv"
+ROWS = Path(__file__).parent / "decode.csv"
 HEADER = (
     "date", "commit", "machine", "decoder", "version", "side", "n", "seconds", "images_per_second", "of_pillow",
     "n_equal", "max_difference",
