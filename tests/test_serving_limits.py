@@ -362,7 +362,7 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
         field_names = ()
 
         async def record(self, record: PredictionRecord) -> None:
-            raise OSError(f"/home/jane/secret.db is full: {record}")
+            raise OSError(f"/srv/jane/secret.db is full: {record}")
 
     caplog.set_level(logging.INFO)
     recorder: PredictionRecorder = Recorder()
@@ -373,7 +373,7 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
 
         class Broken(QuickWorker):
             def run(self, jobs: Any, deliver: Any) -> None:
-                raise RuntimeError(f"/home/jane/lesion.jpg {jobs} {deliver}")
+                raise RuntimeError(f"/srv/jane/lesion.jpg {jobs} {deliver}")
 
         async with served(worker=Broken()) as client:
             check_problem(await client.post("/v1/predict", form(b"1")), ProblemCode.FAULT)
