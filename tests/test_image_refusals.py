@@ -47,7 +47,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], RejectionReason]] = {
     "renamed text": (lambda: b"lesion_id,dx\nHAM_0000118,bkl\n" * 9, RejectionReason.NOT_AN_IMAGE),
     "text that begins like BMP": (lambda: b"BMI of the patients: 24.1, 25.3, 22.8", RejectionReason.NOT_AN_IMAGE),
     "GIF": (lambda: encoded(flat(1, "P"), "GIF"), RejectionReason.FORMAT_NOT_ALLOWED),
-    "DICOM": (lambda: bytes(128) + b"DICM" + bytes(99), RejectionReason.FORMAT_NOT_ALLOWED),
+    "DICOM": (lambda: bytes(128) + b"DICM" + bytes(99), RejectionReason.BROKEN),
     "camera raw": (lambda: b"\0\0\0\x18ftypcrx " + bytes(99), RejectionReason.FORMAT_NOT_ALLOWED),
     "HEIC of zeros": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), RejectionReason.BROKEN),
     "run-length BMP": (lambda: with_byte(encoded(speckled(), "BMP"), 30, 1), RejectionReason.FORMAT_NOT_ALLOWED),

@@ -90,7 +90,7 @@ def test_import_and_predict_take_the_same_files(tmp_path: Path) -> None:
     read = sorted(path.removeprefix("nv/") for path in outcome.dataset.manifest["path"] if path.startswith("nv/"))
     assert read == sorted((*READ, *TELEPHONES))
     assert refusals(outcome) == {
-        "nv/raw.cr3": "format_not_allowed", "nv/moving.gif": "format_not_allowed", "nv/dicom": "format_not_allowed",
+        "nv/raw.cr3": "format_not_allowed", "nv/moving.gif": "format_not_allowed", "nv/dicom": "broken",
         "nv/broken.jfif": "not_an_image",
     }  # fmt: skip
     assert next(item.detail for item in outcome.rejected if item.path == "nv/raw.cr3").startswith("camera raw")

@@ -25,6 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from dermkit.errors import ImageRejected, RejectionReason, ResourceError, check_fault_of_path, out_of_memory
 from dermkit.files import NOT_REGULAR, open_regular
+from dermkit.images.dicom import open_samples
 from dermkit.images.headers import read_image_header
 from dermkit.images.icc import check_profile
 from dermkit.images.image_header import MAX_FILE_BYTES, HeaderRejected, ImageHeader
@@ -41,8 +42,8 @@ class LesionImage:
     """A decoded image.
 
     pixels: (H, W, 3) uint8 RGB, sRGB, EXIF orientation applied. notes: conversions that changed pixels, such as a
-    transparent background. format: JPEG, PNG, WEBP, BMP, TIFF, HEIC or AVIF. pixel_sha256: hex SHA-256 of width, height
-    and pixels. file_sha256: hex SHA-256 of the file.
+    transparent background. format: JPEG, PNG, WEBP, BMP, TIFF, HEIC, AVIF or DICOM. pixel_sha256: hex SHA-256 of width,
+    height and pixels. file_sha256: hex SHA-256 of the file.
     """
 
     pixels: RgbPixels
@@ -147,8 +148,15 @@ def _open_heic(stream: io.BytesIO) -> ImageFile.ImageFile:
     return image
 
 
+def _open_dicom(stream: io.BytesIO) -> Image.Image:
+    """Open what `read_dicom` took out of a DICOM file: a JPEG, or samples in order."""
+    is_jpeg = stream.read(2) == b"\xff\xd8"
+    stream.seek(0)
+    return JpegImageFile(stream) if is_jpeg else open_samples(stream)
+
+
 # The classes are called directly: `Image.open` would first issue Pillow's warning about large images.
-_DECODERS: MappingProxyType[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = MappingProxyType(
+_DECODERS: MappingProxyType[str, Callable[[io.BytesIO], Image.Image]] = MappingProxyType(
     {
         "JPEG": JpegImageFile,
         "PNG": PngImageFile,
@@ -157,6 +165,7 @@ _DECODERS: MappingProxyType[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = 
         "TIFF": TiffImageFile,
         "HEIC": _open_heic,
         "AVIF": AvifImageFile,
+        "DICOM": _open_dicom,
     }
 )
 _ORIENTATION_TRANSPOSE = MappingProxyType(
@@ -186,7 +195,7 @@ def _decode(header: ImageHeader) -> tuple[Image.Image | RgbPixels, tuple[str, ..
         return _convert_plain(pixels, raw_image.info.get("icc_profile"), header)
     raw_image.load()
     notes = list(header.notes)
-    if header.format == "JPEG" and not _is_damaged(notes):
+    if raw_image.format == "JPEG" and not _is_damaged(notes):
         notes += pixel_damage(raw_image, header.data)
     return upright_srgb(raw_image, header, notes)
 

@@ -12,12 +12,12 @@ _SIGNATURES: MappingProxyType[str, Callable[[bytes], bool]] = MappingProxyType(
         # Two letters are not enough ("BMI 24" is text), so the header length is checked too.
         "BMP": lambda data: data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in BMP_HEADERS,
         "TIFF": lambda data: data.startswith((b"II*\0", b"MM\0*")),
+        "DICOM": lambda data: data.startswith(b"DICM", 128),
     }
 )
 _VIDEO, _ICON, _SHORT_JPEG_XL = "a video", "an icon", "JPEG XL without a container"
 _FOREIGN_SIGNATURES = (
     (0, b"GIF8", "GIF"),
-    (128, b"DICM", "DICOM"),
     (4, b"jP  ", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"\0\0\0\x0cJXL ", "JPEG XL"),

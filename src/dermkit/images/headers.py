@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from dermkit.errors import RejectionReason
+from dermkit.images.dicom import read_dicom
 from dermkit.images.formats import foreign_format, own_format
 from dermkit.images.heif import read_heif
 from dermkit.images.image_header import (
@@ -382,6 +383,6 @@ def read_orientation(block: bytes) -> tuple[int, tuple[str, ...]]:
 _READERS: MappingProxyType[str, Callable[[bytes], ImageHeader]] = MappingProxyType(
     {
         "JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp, "BMP": _read_bmp, "TIFF": _read_tiff,
-        "HEIC": read_heif, "AVIF": read_heif,
+        "HEIC": read_heif, "AVIF": read_heif, "DICOM": lambda data: read_dicom(data, _read_jpeg),
     }
 )  # fmt: skip
