@@ -208,7 +208,7 @@ def test_a_prediction_writes_no_identity(tmp_path: Path) -> None:
     (tmp_path / "in" / "a.dcm").write_bytes(dicom(photo((64, 64))))
     (tmp_path / "in" / "b.dcm").write_bytes(dicom(photo((64, 64)), JPEG))
     (tmp_path / "in" / "c.dcm").write_bytes(dicom(photo(), SOPClassUID="1.2.840.10008.5.1.4.1.1.2"))
-    outcome = dk.predict(tmp_path / "model", [tmp_path / "in"], out=tmp_path / "out")
+    outcome = dk.predict(tmp_path / "model", [str(tmp_path / "in")], out=tmp_path / "out")
     assert (outcome.n_scored, outcome.n_rejected) == (2, 1)
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()).lower()
     for text in IDENTITY.values():
