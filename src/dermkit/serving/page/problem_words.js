@@ -26,6 +26,7 @@ export const PROBLEM_WORDS = {
   not_ready: { title: "The model is not loaded yet", advice: "This page tries again by itself.", again: AGAIN },
   stopping: { title: "The server is stopping", advice: "This page tries again by itself, in case it is started anew.", again: AGAIN },
   not_logged: { title: "The prediction could not be logged, so the server did not give it", advice: "Tell whoever runs the server. This page tries again by itself.", again: AGAIN },
+  log_away: { title: "The server cannot reach its prediction log", advice: "Try again later, and tell whoever runs the server.", again: AGAIN },
   // What no server says: these are of this page.
   server_away: { title: "The server does not answer", advice: "Is it still running? This page looks for it every few seconds.", again: AGAIN },
   connection_closed: { title: "The server closed the connection before it answered", advice: "Try again. If only this image does it, save it anew or smaller.", again: AGAIN },
