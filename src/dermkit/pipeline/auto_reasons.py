@@ -97,7 +97,8 @@ def first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: floa
         "first recipe",
         f"{recipe.name}: {recipe.phases[0].views or 'no'} augmented views, {recipe.test_views} test views",
         f"a frozen net with a trained head is never long, so that there is a model whatever happens{late}",
-        f"{net.speed.forward:,.0f} images a second through the frozen net; about {candidate.seconds:,.0f} s",
+        f"{net.speed.features:,.0f} images a second through the frozen net ({recipe.compute.precision}), measured; "
+        f"about {candidate.seconds:,.0f} s",
         "another net at hand that is faster, or another time",
     )
 

@@ -33,6 +33,9 @@ MOST_EPOCHS = 16
 SHORTEST_TRAINING = TrainingLength(epochs=4, steps=150)
 """A whole net that is trained for less is not trained: its head has hardly moved. Three epochs of isic9 gave what a
 frozen net gave (log/LOG.md)."""
+BATCH_NORM_IMAGES = 512
+"""For the statistics of batch norm after each epoch: as good as 1,024 (docs/decisions/0019-batch-norm-statistics.md),
+which take a fifth of an epoch of 1,600 images."""
 MOST_SEEDS = 3
 """Nets of one recipe from different seeds; the gain of an ensemble is largest for its first members (Lakshminarayanan
 2017, figure 2)."""
@@ -149,7 +152,7 @@ def trained_recipe(drafts: RaceDrafts, net: MeasuredNet, epochs: int, budget: fl
     (phase,) = recipe.phases
     # A plain transformer has no batch norm that would soften its steps: a third of the rate (chosen).
     rate = phase.backbone_lr / 3 if "vit" in net.model.backbone else phase.backbone_lr
-    n_statistics = recipe.optim.batch_norm_images if net.speed.has_batch_norm else 0
+    n_statistics = BATCH_NORM_IMAGES if net.speed.has_batch_norm else 0
     return replace(
         recipe,
         optim=replace(recipe.optim, batch_norm_images=n_statistics),
@@ -214,7 +217,12 @@ def first_candidate(drafts: RaceDrafts, nets: Sequence[MeasuredNet], budget: flo
         return Candidate(recipe, None, drafts.seconds(recipe, net.speed))
     for views, test_views in ((5, "dihedral"), (2, "dihedral"), (0, "dihedral"), (0, "identity")):
         recipe = drafts.recipe(STRONG_5MIN, net, f"frozen-{_short_name(net)}")
-        recipe = replace(recipe, phases=(replace(recipe.phases[0], views=views),), test_views=test_views)  # type: ignore[arg-type]
+        recipe = replace(
+            recipe,
+            phases=(replace(recipe.phases[0], views=views),),
+            test_views=test_views,  # type: ignore[arg-type]
+            compute=replace(recipe.compute, precision=net.speed.frozen.precision),  # type: ignore[arg-type]
+        )
         candidate = Candidate(recipe, net.weights_file, drafts.seconds(recipe, net.speed.frozen))
         if candidate.seconds <= part * budget:
             break

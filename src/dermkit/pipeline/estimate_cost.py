@@ -1,7 +1,7 @@
 """How long a recipe takes on this machine, estimated from the speed of its own steps (`measure_speed`)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dermkit.models.views import VIEW_SETS
@@ -27,10 +27,11 @@ FIT_SAFETY = 2.0
 @dataclass(frozen=True)
 class NetSpeed:
     """Images a second of one net on this machine. train: a whole training step. validate: the net alone, as an epoch is
-    validated. forward: the net alone, as features are computed and images scored; float32 both.
+    validated. forward: the net alone, as images are scored and features of validation images computed; float32 both.
 
     precision: of `train`, the faster one where the machine has both. n_features: what its frozen backbone gives.
-    has_batch_norm: whether statistics are computed after each epoch.
+    has_batch_norm: whether statistics are computed after each epoch. bfloat16_forward: as `forward`, in bfloat16; None
+    where the machine has none, or where float32 is faster.
     """
 
     train: float
@@ -39,13 +40,18 @@ class NetSpeed:
     precision: str
     n_features: int = 0
     has_batch_norm: bool = True
+    bfloat16_forward: float | None = None
 
     @property
     def frozen(self) -> "NetSpeed":
-        """The speed of the same net frozen: a head learns from its features."""
-        return NetSpeed(
-            _FEATURE_EPOCH_SPEED, self.forward, self.forward, "float32", self.n_features, self.has_batch_norm
-        )
+        """The speed of the same net frozen: a head learns from its features, in the faster precision."""
+        precision = "float32" if self.bfloat16_forward is None else "bfloat16"
+        return replace(self, train=_FEATURE_EPOCH_SPEED, validate=self.forward, precision=precision)
+
+    @property
+    def features(self) -> float:
+        """Images a second of which features for training are computed."""
+        return self.bfloat16_forward or self.forward
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,9 @@ def estimate_seconds(
     epochs = 0.0
     for phase in recipe.phases:
         if phase.train_backbone == "none":
-            n_views_of_features = 0 if has_features else max(phase.views, 1) + 1
-            features = max(features, n_images * n_views_of_features / speed.forward)
+            validation = n_images / speed.forward
+            of_phase = n_images * max(phase.views, 1) / speed.features + validation
+            features = max(features, 0.0 if has_features else of_phase)
             epochs += phase.epochs * n_train / _FEATURE_EPOCH_SPEED
         else:
             n_forward = n_validation + min(recipe.optim.batch_norm_images, n_train)

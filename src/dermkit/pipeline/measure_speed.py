@@ -47,9 +47,12 @@ def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, devic
     weights = resolve_weights(recipe.model, weights_file)
     net = build_net(recipe.model, n_classes, weights=weights, seed=0).to(device)
     preprocessing = preprocessing_for(recipe.image, weights)
-    forward = _images_per_second(*_forward_step(net, preprocessing, device))
+    forward = _images_per_second(*_forward_step(net, preprocessing, device, "float32"))
     validate = _images_per_second(_validation_step(recipe, net, device), recipe.optim.batch_size)
     precisions = ["float32", *(["bfloat16"] if has_fast_bfloat16(device.type) else [])]
+    low_forward = (
+        _images_per_second(*_forward_step(net, preprocessing, device, "bfloat16")) if len(precisions) > 1 else 0.0
+    )
     with kept_memory():
         speeds = {
             precision: _images_per_second(
@@ -58,7 +61,10 @@ def measure_net(recipe: Recipe, weights_file: Path | None, n_classes: int, devic
             for precision in precisions
         }
     fastest = max(speeds, key=lambda precision: speeds[precision])
-    return NetSpeed(speeds[fastest], validate, forward, fastest, net.n_features, has_batch_norm(net))
+    return NetSpeed(
+        speeds[fastest], validate, forward, fastest, net.n_features, has_batch_norm(net),
+        bfloat16_forward=low_forward if low_forward > forward else None,
+    )  # fmt: skip
 
 
 def _images_per_second(step: Callable[[], None], batch_size: int) -> float:
@@ -71,13 +77,14 @@ def _images_per_second(step: Callable[[], None], batch_size: int) -> float:
 
 
 def _forward_step(
-    net: "Net", preprocessing: Preprocessing, device: "torch.device"
+    net: "Net", preprocessing: Preprocessing, device: "torch.device", precision: str
 ) -> tuple[Callable[[], None], int]:
     """Return a step of scoring, as features are computed, and its images."""
     import torch
 
     from dermkit.models.inference import fused_backbone, n_parallel_batches, parallel_batches
     from dermkit.models.net_engine import default_batch_size
+    from dermkit.models.precision import autocast
 
     net.eval()
     backbone, _ = fused_backbone(net.backbone, preprocessing)
@@ -85,8 +92,10 @@ def _forward_step(
     batch_size = default_batch_size(device.type)
     batch = torch.zeros(batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
+    spec = ComputeSpec(precision=precision, compile=False)  # type: ignore[arg-type]
+
     def compute(_number: int) -> float:
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(spec, device):
             return float(backbone(batch).sum())
 
     def step() -> None:
