@@ -60,10 +60,11 @@ SCRIPT = """
 import json, sys
 import dermkit as dk
 exported, *images = sys.argv[1:]
+SLOW = {"torch", "scipy.stats", "scipy.optimize", "sklearn", "matplotlib.pyplot", "onnx"}
 model = dk.load_model(exported)
 results = [list(one.probabilities.values()) for one in model.predict_images(images, batch_size=4)]
 frame = model.predict(images)
-print(json.dumps([results, frame["predicted"].tolist(), model.class_names, sorted(set(sys.modules) & {"torch"})]))
+print(json.dumps([results, frame["predicted"].tolist(), model.class_names, sorted(set(sys.modules) & SLOW)]))
 """
 
 

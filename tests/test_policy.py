@@ -60,7 +60,7 @@ def test_calibrations_are_fitted_on_one_thread_of_blas(monkeypatch: pytest.Monke
         seen.append(threads())
         return minimize(*args, **options)
 
-    monkeypatch.setattr(recalibration, "minimize", minimise)
+    monkeypatch.setattr("scipy.optimize.minimize", minimise)
     y_true = np.array([0, 1, 0, 1, 1, 0])
     p = np.random.default_rng(0).dirichlet((1, 1), 6)
     with blas.limit(limits=2):

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from dermkit.data.unknown import known_ids
 
@@ -25,6 +23,9 @@ def connect_rows(n: int, first: _Ints, second: _Ints, *keys: _Ints) -> _Ints:
     first, second: (m,) row numbers; first[i] and second[i] are connected. keys: (n,) codes; rows with the same code of
     a key are connected, and -1 connects to nothing.
     """
+    from scipy.sparse import coo_array  # here: a prediction reads tables and has no groups
+    from scipy.sparse.csgraph import connected_components
+
     # The graph has a node for every row and, after them, a node for every code of each key.
     starts, targets, n_nodes = [first], [second], n
     for key in keys:

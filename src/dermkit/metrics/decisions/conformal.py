@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import betabinom
 
 from dermkit.metrics.classification.roc import sort_scores
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, count, number_between
@@ -109,8 +108,17 @@ def expected_coverage_range(
     quantile_rank = _quantile_rank(n_calibration, alpha)
     if quantile_rank > n_calibration:
         return n_new, n_new
-    distribution = betabinom(n_new, quantile_rank, n_calibration + 1 - quantile_rank)
+    distribution = _coverage_distribution(n_calibration, n_new, quantile_rank)
     return int(distribution.ppf((1 - level) / 2)), int(distribution.isf((1 - level) / 2))
+
+
+def _coverage_distribution(n_calibration: int, n_new: int, quantile_rank: int) -> Any:
+    """Return how many of `n_new` images a valid rule covers, as a distribution of scipy."""
+    from scipy.stats import (
+        betabinom,
+    )  # here: scipy.stats takes a second to import, and a prediction needs none of it
+
+    return betabinom(n_new, quantile_rank, n_calibration + 1 - quantile_rank)
 
 
 def expected_coverage_range_of_rules(
@@ -125,7 +133,7 @@ def expected_coverage_range_of_rules(
         if quantile_rank > n_calibration:
             n_always += n_new
             continue
-        distribution = betabinom(n_new, quantile_rank, n_calibration + 1 - quantile_rank)
+        distribution = _coverage_distribution(n_calibration, n_new, quantile_rank)
         probabilities = np.convolve(probabilities, distribution.pmf(np.arange(n_new + 1)))
     cumulative = np.cumsum(probabilities)
     low = int(np.searchsorted(cumulative, (1 - level) / 2))

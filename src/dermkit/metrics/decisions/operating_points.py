@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binom
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, count, number_between, one_of
 
@@ -101,6 +100,8 @@ def _tolerance_limit(values: Floats, target: float, confidence: float) -> tuple[
         raise ValueError(
             f"needs images of the label and 0 < target, confidence < 1, not {n}, {target}, {confidence}"
         )
+    from scipy.stats import binom  # here: scipy.stats takes a second to import, and a prediction needs none of it
+
     sorted_values = np.sort(values)
     # At least `target` of new values lie at or above the j-th smallest with confidence P(Bin(n, 1 - target) >= j).
     j = int(binom.ppf(1 - confidence, n, 1 - target))

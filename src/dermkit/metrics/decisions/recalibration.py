@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.special import log_softmax
 from threadpoolctl import ThreadpoolController
 
@@ -124,6 +123,8 @@ def _minimise(loss: _Loss, start: Floats, bounds: Sequence[tuple[float, float]])
 
 
 def _search(loss: _Loss, start: Floats, bounds: Sequence[tuple[float, float]]) -> Any:
+    from scipy.optimize import minimize  # here: a prediction applies a calibration and fits none
+
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIMISER_OPTIONS)
 
 

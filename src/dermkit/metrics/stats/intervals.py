@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
-from scipy.stats import norm, t
+from scipy.special import betaincinv, ndtr, ndtri
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimate, with_caveats
 
 CONFIDENCE_LEVEL = 0.95
-Z = float(norm.ppf(0.5 + CONFIDENCE_LEVEL / 2))
+Z = float(ndtri(0.5 + CONFIDENCE_LEVEL / 2))
 """Standard normal quantile of a two-sided interval."""
 
 N_RESAMPLES = 2000
@@ -191,6 +190,8 @@ def shared_groups(masks: Sequence[Bools], is_success: Sequence[Bools], groups: I
     ]
     correlations = np.array(deviations) @ np.array(deviations).T
     np.fill_diagonal(correlations, 1.0)
+    from scipy.stats import t  # here: scipy.stats takes a second to import, and a prediction needs none of it
+
     t_quantile = float(t.isf((1 - CONFIDENCE_LEVEL) / 2, max(effective_group_count(groups) - 1, 1.0)))
     return SharedGroups(correlations, t_quantile / Z)
 
@@ -293,11 +294,11 @@ def bca_interval(value: float, samples: Floats, jackknife: Floats) -> Interval:
     fraction_below = ((finite_samples < value).sum() + 0.5 * (finite_samples == value).sum()) / len(finite_samples)
     if not 0 < fraction_below < 1:
         return percentile
-    bias = float(norm.ppf(fraction_below))
+    bias = float(ndtri(fraction_below))
     skewness = float((deviations**3).sum()) / (6 * sum_of_squares**1.5)
     adjusted_z = [bias + (bias + z) / (1 - skewness * (bias + z)) for z in (-Z, Z)]
     low, high = (
-        float(bound) for bound in np.quantile(finite_samples, np.asarray(norm.cdf(adjusted_z), dtype=np.float64))
+        float(bound) for bound in np.quantile(finite_samples, np.asarray(ndtr(adjusted_z), dtype=np.float64))
     )
     return Interval(
         (low, high),
