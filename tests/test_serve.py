@@ -22,6 +22,8 @@ from PIL import Image
 import dermkit as dk
 from conftest import Cli
 from corner_net import save_corner_model
+from dermkit.prediction_log.read import read_log
+from dermkit.prediction_log.verify import verify_log
 from dermkit.serving.key_file import make_key, revoke_key
 from served import FORM_TYPE, form, photo
 
@@ -76,6 +78,23 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             process.stdout.close()
 
 
+def check_log(log: str, answer: Any) -> None:
+    """Check that the log of a server that runs holds what it answered."""
+    rows = [logged.row for logged in read_log(log)]
+    assert verify_log(log).n_rows == len(rows)
+    for row, image in zip(rows, answer["images"], strict=True):
+        assert (row.row_id, row.request_id) == (image["prediction_id"], answer["request_id"])
+        assert row.probabilities == {one["name"]: one["probability"] for one in image["classes"]}
+        assert row.calibrated_probabilities == {
+            one["name"]: one["calibrated_probability"] for one in image["classes"]
+        }
+        assert row.prediction_set == tuple(image["decisions"]["prediction_set"])
+        assert (row.positive, row.threshold) == (image["decisions"]["positive"], answer["decision_threshold"])
+        assert (row.model_key, row.pixel_sha256) == (answer["model"]["model_key"], image["pixel_sha256"])
+        assert row.statistics is not None
+        assert (row.statistics.width, row.statistics.height) == (image["width"], image["height"])
+
+
 def test_a_server_answers_as_the_command_and_as_python_do(
     binary: Path, start: Callable[..., Server], cli: Cli, tmp_path: Path, trained: Path
 ) -> None:
@@ -84,7 +103,8 @@ def test_a_server_answers_as_the_command_and_as_python_do(
     assert len(images) == 5
     keys = tmp_path / "keys.json"
     key, text = make_key(keys, name="a", scopes=["predict", "explain", "metrics"])
-    server = start(trained_model, "--keys", keys, "--max-images", "5")
+    log = str(tmp_path / "log.sqlite")
+    server = start(trained_model, "--keys", keys, "--max-images", "5", "--log", log)
     assert server.ask("GET", "/ready") == (200, {"status": "ready", "reasons": []})
 
     body = form(*(path.read_bytes() for path in images))
@@ -104,6 +124,7 @@ def test_a_server_answers_as_the_command_and_as_python_do(
             "outside_training_distribution"
         ) == one.outside_training_distribution
         assert got["training_split"] == one.training_split and got["notes"] == list(one.notes)
+    check_log(log, answer)
     assert answer["model"]["files_sha256"] == model.files_sha256
     assert answer["model"]["model_key"] == model.model_key
     assert cli("predict", trained_model, *images, "--out", tmp_path / "out", "--device", "cpu").returncode == 0

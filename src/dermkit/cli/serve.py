@@ -1,7 +1,7 @@
 """A model behind an HTTP API, as a command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,24 @@ from dermkit.cli.train import DeviceOption
 from dermkit.errors import UsageError
 from dermkit.progress import Progress
 
+if TYPE_CHECKING:
+    from dermkit.prediction_log.writer import PredictionLog
+    from dermkit.serving.settings import ServeSettings
+
 _PACKAGES = ("fastapi", "uvicorn", "httptools", "python_multipart", "prometheus_client")
+
+LogOption = Annotated[
+    str | None,
+    typer.Option(
+        "--log", envvar="DERMKIT_LOG",
+        help="Write a row for each image before its answer is sent: an SQLite file or "
+        "postgresql://USER@HOST/DATABASE (default: nothing is stored).",
+    ),
+]  # fmt: skip
+LogOutboxOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder that takes the rows while the database is away (default: beside the log)."),
+]
 
 
 def serve_command(
@@ -39,10 +56,11 @@ def serve_command(
     max_image_mb: Annotated[
         float | None, typer.Option(min=0.1, help="Megabytes of an image (default: 32).")
     ] = None,
+    log: LogOption = None,
+    log_outbox: LogOutboxOption = None,
 ) -> None:
     _check_packages()
-    from dermkit.serving.page_routes import PAGE_RULES, page_router
-    from dermkit.serving.server import log_to_stderr, serve
+    from dermkit.serving.server import log_to_stderr
     from dermkit.serving.settings import MEBIBYTE, ServeSettings, limits_with
 
     image_bytes = None if max_image_mb is None else int(max_image_mb * MEBIBYTE)
@@ -53,7 +71,36 @@ def serve_command(
     )  # fmt: skip
     log_to_stderr()
     echo("Research use only. Not a medical device.")
-    serve(settings, routers=[page_router()], rules=PAGE_RULES, progress=Progress(say=echo))
+    _serve(settings, log, log_outbox)
+
+
+def _serve(settings: "ServeSettings", log: str | None, outbox: Path | None) -> None:
+    """Serve with the page, and with a prediction log where one is named."""
+    from dermkit.serving.page_routes import PAGE_RULES, page_router
+    from dermkit.serving.server import serve
+
+    progress = Progress(say=echo)
+    if log is None:
+        serve(settings, routers=[page_router()], rules=PAGE_RULES, progress=progress)
+        return
+    with _open_log(log, outbox) as prediction_log:
+        from dermkit.serving.feedback import FEEDBACK_RULES, feedback_router
+        from dermkit.serving.log_recorder import LogRecorder
+
+        echo(f"prediction log: {prediction_log.address.name}")
+        serve(
+            settings, recorder=LogRecorder(prediction_log), routers=[page_router(), feedback_router(prediction_log)],
+            rules=(*PAGE_RULES, *FEEDBACK_RULES), progress=progress,
+        )  # fmt: skip
+
+
+def _open_log(log: str, outbox: Path | None) -> "PredictionLog":
+    from dermkit.prediction_log.packages import check_log_packages
+
+    check_log_packages()
+    from dermkit.prediction_log.writer import open_log
+
+    return open_log(log, outbox)
 
 
 def _check_packages() -> None:

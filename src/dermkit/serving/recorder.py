@@ -1,8 +1,11 @@
 """What keeps a record of predictions, as the routes see it; the server itself stores nothing."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry
 
 from dermkit.serving.schemas import PredictAnswer
 
@@ -30,5 +33,13 @@ class PredictionRecorder(Protocol):
     def field_names(self) -> tuple[str, ...]:
         """Return the names of fields that a client may send for the record."""
 
+    def watch(self, registry: CollectorRegistry) -> None:
+        """Let /metrics say what was recorded."""
+
     async def record(self, record: PredictionRecord) -> None:
         """Keep a record; raises where that fails, and the answer is then not given."""
+
+
+def record_id(request_id: str, position: int) -> str:
+    """Return the id of one image's record: of the request's random id and the image's place in it, 32 hex digits."""
+    return hashlib.sha256(f"{request_id}-{position}".encode()).hexdigest()[:32]

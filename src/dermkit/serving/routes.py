@@ -14,7 +14,7 @@ from dermkit.serving.metadata_field import parse_metadata
 from dermkit.serving.multipart import Form, read_form
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.prometheus import METRICS_TYPE, ServerMetrics
-from dermkit.serving.recorder import PredictionRecord, PredictionRecorder
+from dermkit.serving.recorder import PredictionRecord, PredictionRecorder, record_id
 from dermkit.serving.schemas import (
     ExplainAnswer,
     HealthAnswer,
@@ -75,7 +75,12 @@ async def post_predict(request: Request) -> PredictAnswer:
     metadata = parse_metadata(form.fields.get("metadata"), len(form.images), server.model.metadata_fields)
     jobs = [ImageJob(data, values) for data, values in zip(form.images, metadata, strict=True)]
     results = await _while_connected(request.receive, server.queue.predict(jobs))
-    images = [image_answer(position, fields) for position, fields in enumerate(results)]
+    images = [
+        image_answer(
+            position, fields, record_id(request.state.request_id, position) if server.recorder is not None else ""
+        )
+        for position, fields in enumerate(results)
+    ]
     answer = _predict_answer(server, request.state.request_id, images)
     _count(server.metrics, images)
     if server.recorder is not None:
@@ -157,17 +162,16 @@ def _explain_job(form: Form, model: ModelAnswer) -> ExplainJob:
     return ExplainJob(form.images[0], metadata, class_name, against)
 
 
-def image_answer(position: int, fields: Mapping[str, Any]) -> ImageAnswer:
+def image_answer(position: int, fields: Mapping[str, Any], prediction_id: str = "") -> ImageAnswer:
     """Return the answer for an image from what the worker says of it, which is checked."""
+    place = {"position": position, "prediction_id": prediction_id}
     if fields["refusal"] is not None:
         return ImageAnswer(
-            position=position, predicted=None, classes=[], decisions=None, distribution=None, notes=[],
+            **place, predicted=None, classes=[], decisions=None, distribution=None, notes=[],
             training_split="", pixel_sha256="", width=None, height=None,
             refusal=RefusalAnswer(**fields["refusal"]),
         )  # fmt: skip
-    return ImageAnswer(
-        position=position, **{name: value for name, value in fields.items() if name != "statistics"}
-    )
+    return ImageAnswer(**place, **{name: value for name, value in fields.items() if name != "statistics"})
 
 
 def _predict_answer(server: ServerState, request_id: str, images: Sequence[ImageAnswer]) -> PredictAnswer:
@@ -187,6 +191,8 @@ def _key_id(request: Request) -> str:
 async def _record(recorder: PredictionRecorder, record: PredictionRecord) -> None:
     try:
         await recorder.record(record)
+    except Problem:  # a field of the client's that the recorder does not take
+        raise
     except Exception as error:
         raise Problem(ProblemCode.NOT_LOGGED, retry_after=1) from error
 

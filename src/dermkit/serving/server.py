@@ -49,6 +49,8 @@ def serve(
     with contextlib.closing(_bind(settings)) as listener:
         settings = replace(settings, limits=replace(settings.limits, max_connections=_allow_connections(settings)))
         server_metrics = ServerMetrics()
+        if recorder is not None:
+            recorder.watch(server_metrics.registry)
         queue = ScoringQueue(WorkerProcess(settings, entry=entry), settings.limits, server_metrics)
         state = ServerState(settings.limits, queue, server_metrics, recorder)
         app = create_app(settings, state, guard=guard, routers=routers, rules=rules)
@@ -157,6 +159,7 @@ def log_to_stderr() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log = logging.getLogger("dermkit.serving")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
+    for name in ("dermkit.serving", "dermkit.prediction_log"):
+        log = logging.getLogger(name)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
