@@ -33,7 +33,7 @@ MOST_EPOCHS = 16
 SHORTEST_TRAINING = TrainingLength(epochs=4, steps=150)
 """A whole net that is trained for less is not trained: its head has hardly moved. Three epochs of isic9 gave what a
 frozen net gave (log/LOG.md)."""
-BATCH_NORM_IMAGES = 512
+RACE_BATCH_NORM_IMAGES = 512
 """For the statistics of batch norm after each epoch: as good as 1,024 (docs/decisions/0019-batch-norm-statistics.md),
 which take a fifth of an epoch of 1,600 images."""
 MOST_SEEDS = 3
@@ -152,7 +152,7 @@ def trained_recipe(drafts: RaceDrafts, net: MeasuredNet, epochs: int, budget: fl
     (phase,) = recipe.phases
     # A plain transformer has no batch norm that would soften its steps: a third of the rate (chosen).
     rate = phase.backbone_lr / 3 if "vit" in net.model.backbone else phase.backbone_lr
-    n_statistics = BATCH_NORM_IMAGES if net.speed.has_batch_norm else 0
+    n_statistics = RACE_BATCH_NORM_IMAGES if net.speed.has_batch_norm else 0
     return replace(
         recipe,
         optim=replace(recipe.optim, batch_norm_images=n_statistics),
