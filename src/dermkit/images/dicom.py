@@ -20,6 +20,7 @@ from PIL import Image
 from dermkit.errors import RejectionReason
 from dermkit.images.image_header import HeaderRejected, ImageHeader, check_size
 
+_FORMAT = "DICOM"
 _SOP_CLASS, _FRAMES, _BURNED_IN = 0x00080016, 0x00280008, 0x00280301
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _ROWS, _COLUMNS = 0x00280002, 0x00280004, 0x00280006, 0x00280010, 0x00280011
 _BITS_ALLOCATED, _BITS_STORED, _SIGNED = 0x00280100, 0x00280101, 0x00280103
@@ -175,7 +176,7 @@ def _jpeg_header(
         raise HeaderRejected(RejectionReason.UNDEFINED_PIXELS, "a DICOM file whose JPEG does not say its colours")
     has_profile = b"ICC_PROFILE\0" in header.data[:_MAX_SEGMENT_BYTES]
     data = header.data if has_profile or not profile else _with_profile(header.data, profile)
-    return replace(header, format="DICOM", data=data)
+    return replace(header, format=_FORMAT, data=data)
 
 
 def _only_frame(pixels: bytes) -> bytes:
@@ -223,7 +224,7 @@ def _sample_header(elements: Elements, size: tuple[int, int], colours: str, prof
         planes = np.frombuffer(samples, np.uint8).reshape(3, size[1], size[0])
         samples = np.ascontiguousarray(planes.transpose(1, 2, 0)).tobytes()
     head = _HEAD.pack(_MODES[colours].encode(), len(profile), n_bytes)
-    return ImageHeader("DICOM", *size, head + struct.pack("<II", *size) + profile + samples)
+    return ImageHeader(_FORMAT, *size, head + struct.pack("<II", *size) + profile + samples)
 
 
 def open_samples(stream: io.BytesIO) -> Image.Image:
