@@ -1,11 +1,11 @@
 // The ways in: drop, paste, files, a folder. Each ends in a list of files with names.
 
-import { announce, byId } from "./dom.js";
+import { byId } from "./dom.js";
 import { counted } from "./numbers.js";
 
 const IMAGE_SUFFIX = /\.(jpe?g|png|webp|bmp|tiff?|heic|heif|gif)$/i;
 
-/** Call `take` with [{file, name}] of whatever people drop, paste or choose. */
+/** Call `take` with [{file, name}] of whatever people drop, paste or choose, and with what is to be said of it. */
 export function watchIntake(take) {
   watchButtons(take);
   watchDrops(take);
@@ -59,9 +59,8 @@ function holdsFiles(event) {
 function takeFolder(files, take) {
   const images = files.filter(({ name }) => IMAGE_SUFFIX.test(name) && !name.split("/").some((part) => part.startsWith(".")));
   const n = files.length - images.length;
-  if (!images.length) announce("There are no images in this folder.");
-  else if (n) announce(`${counted(images.length, "image")} of the folder; ${counted(n, "other file")} left out.`);
-  take(images, images.length ? "" : "There are no images in this folder.");
+  const leftOut = n ? `; ${counted(n, "other file")} left out` : "";
+  take(images, images.length ? `${counted(images.length, "image")} of the folder${leftOut}.` : `There are no images in this folder${leftOut}.`);
 }
 
 async function filesOf(entry) {

@@ -73,9 +73,9 @@ addEventListener("beforeunload", (event) => {
 
 connection.open();
 
-/** Take files from any way in. message: what to say where there are none. */
-function take(files, message = "") {
-  if (message) announce(message);
+/** Take files from any way in. note: what is to be said of them, "" for nothing. */
+function take(files, note = "") {
+  byId("intake-note").textContent = note;
   if (!files.length) return;
   const images = sitting.add(files);
   makePictures(images, (image) => sitting.images.includes(image) && sitting.update(image, {}));

@@ -38,9 +38,9 @@ function testSections(model) {
   return [
     element("p", {}, evaluation.verdict),
     evaluation.of_single_nets && element("p", {}, "The figures are of its single nets, not of their mean, which answers here."),
-    point && rateList(point), point && element("p", {}, costWords(point)),
-    figureList(Object.entries(evaluation.figures)),
-    element("p", { class: "hint" }, `Of the most probable class, on ${evaluation.n} ${evaluation.split} images, which were drawn as the training images were.`),
+    point && [element("h4", {}, `At ${point.name}, which is in use`), rateList(point), element("p", {}, costWords(point))],
+    element("h4", {}, "By the most probable class"), figureList(Object.entries(evaluation.figures)),
+    element("p", { class: "hint" }, `On ${evaluation.n} ${evaluation.split} images, which were drawn as the training images were.`),
   ];
 }
 

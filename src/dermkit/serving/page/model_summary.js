@@ -33,7 +33,7 @@ function trainingFact({ training }) {
 
 function testFact(model) {
   const point = pointInUse(model);
-  if (point?.test_sensitivity) return figureFact("sensitivity", point.test_sensitivity.text, ` at ${point.name}`);
+  if (point?.test_sensitivity) return figureFact("sensitivity", point.test_sensitivity.text, `; at ${point.name}`);
   const [first] = Object.entries(model.evaluation?.figures ?? {});
   if (!first) return fact("On its test images", element("p", { class: "figure" }, "Not known"), element("p", { class: "soft" }, "It has scored no test images, so how often it is right is not known."));
   return figureFact(first[0].replaceAll("_", " "), first[1], "");

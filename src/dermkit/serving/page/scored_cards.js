@@ -78,11 +78,16 @@ function performanceCard(model) {
   );
 }
 
+/** Return the name of a figure as people write it. */
+export function figureName(name) {
+  return name === "auroc" ? "AUROC" : sentence(name.replaceAll("_", " ")).slice(0, -1);
+}
+
 /** Return figures, [name, text] each, with their values in bold: "81.2 % (95 % interval ...)". */
 export function figureList(figures) {
   return element("dl", { class: "rates" }, figures.map(([name, text]) => {
     const [value, ...rest] = String(text).split(/ (?=\()/);
-    return element("div", { class: "rate" }, element("dt", {}, sentence(name.replaceAll("_", " ")).slice(0, -1)), element("dd", {}, element("b", {}, value), element("span", { class: "soft" }, ` ${rest.join(" ").replace(/^\(|\)$/g, "")}`)));
+    return element("div", { class: "rate" }, element("dt", {}, figureName(name)), element("dd", {}, element("b", {}, value), element("span", { class: "soft" }, ` ${rest.join(" ").replace(/^\(|\)$/g, "")}`)));
   }));
 }
 
