@@ -31,6 +31,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
 
+pytest_plugins = ["browsed"]
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Invoke = Callable[..., tuple[int, str, str]]
 

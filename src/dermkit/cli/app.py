@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from shutil import which
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,7 @@ from dermkit.cli.serve import serve_command
 from dermkit.cli.train import train_command
 from dermkit.cli.tune import tune_command
 from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, out_of_memory
+from dermkit.files import shell_path
 from dermkit.training.distributed.environment import die_with_parent, is_rank
 
 app = typer.Typer(
@@ -178,6 +180,13 @@ def demo_command(out: OutOption = Path("demo")) -> None:
     echo(f"run          {outcome.run}")
     echo(f"predictions  {outcome.predictions.out}")
     echo(f"report       {outcome.report}")
+    echo(f"page         {_program()} serve {shell_path(outcome.run)}   then open the address that it prints")
+
+
+def _program() -> str:
+    """Return how this program was called, so that a command that it prints can be run as it stands."""
+    called = Path(sys.argv[0])
+    return shell_path(called) if called.stem == "dermkit" and which("dermkit") != str(called) else "dermkit"
 
 
 def run_command(command: Callable[[], Any], *, debug: bool) -> int:
