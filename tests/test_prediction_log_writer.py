@@ -2,7 +2,9 @@
 
 import os
 import random
+import re
 import sqlite3
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dermkit.errors import OutputError
 from dermkit.prediction_log import writer
@@ -192,17 +196,32 @@ def _only_file(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("n_bytes", [1, 20, 90])
-def test_a_line_whose_end_was_never_written_was_never_acknowledged(tmp_path: Path, n_bytes: int) -> None:
-    box = Outbox(tmp_path)
-    rows = [prediction_row(number).columns() for number in range(3)]
-    box.append(rows)
+@settings(max_examples=40)
+@given(cut=st.integers(0, 10_000), tail=st.sampled_from([b"", b"\0" * 64, b"ab cd"]))
+def test_wherever_a_write_was_cut_off_the_rows_before_it_are_read(
+    outbox_bytes: bytes, cut: int, tail: bytes
+) -> None:
+    ends = [0, *(match.end() for match in re.finditer(b"\n", outbox_bytes))]
+    cut = cut % (len(outbox_bytes) + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "1.rows").write_bytes(outbox_bytes[:cut] + tail)
+        box = Outbox(Path(folder))
+        rows = box.read(10)
+        assert [row["request_id"] for row in rows] == [
+            f"request-{n}" for n in range(sum(end <= cut for end in ends) - 1)
+        ]
+        assert box.read(10) == [] and box.remove_first() == 0 and not box, (
+            "what was cut off was never acknowledged"
+        )
+
+
+@pytest.fixture(scope="module")
+def outbox_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("outbox")
+    box = Outbox(folder)
+    box.append([prediction_row(number).columns() for number in range(4)])
     box.close()
-    file = _only_file(tmp_path)
-    file.write_bytes(file.read_bytes()[:-n_bytes])
-    again = Outbox(tmp_path)
-    assert again.read(10) == rows[:2] and again.read(10) == []
-    assert again.remove_first() == 0 and not again
+    return _only_file(folder).read_bytes()
 
 
 def test_a_damaged_line_is_counted_and_its_file_is_set_aside(tmp_path: Path, path: str) -> None:

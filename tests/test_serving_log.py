@@ -20,7 +20,7 @@ from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.feedback import FEEDBACK_RULES, MAX_OUTCOMES, feedback_router
 from dermkit.serving.jobs import Job
 from dermkit.serving.key_file import make_key
-from dermkit.serving.log_recorder import LogRecorder, parse_groups
+from dermkit.serving.log_recorder import LogRecorder, groups_of_metadata, parse_groups
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.prometheus import ServerMetrics
 from dermkit.serving.routes import ServerState
@@ -163,6 +163,20 @@ def test_without_a_row_there_is_no_answer(path: str, monkeypatch: pytest.MonkeyP
         while log.status.n_outbox:
             pass
     assert len(list(read_log(path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "groups"),
+    [
+        ({}, {}), ({"age": "unknown", "site": "NA"}, {}),
+        ({"age": "55.5", "site": "back"}, {"site": "back", "age_group": "50-59"}),
+        ({"age": "95"}, {"age_group": "90+"}), ({"age": "0", "sex": "female"}, {"age_group": "0-9"}),
+    ],
+)  # fmt: skip
+def test_what_the_model_is_told_of_an_image_is_its_group_too(
+    metadata: dict[str, str], groups: dict[str, str]
+) -> None:
+    assert groups_of_metadata(metadata) == groups
 
 
 @pytest.mark.parametrize(

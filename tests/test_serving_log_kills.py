@@ -1,4 +1,4 @@
-"""`dermkit serve --log` as a process that is killed under load: what a client was answered is in the log, once."""
+"""A server with a log, as a process that is killed under load: what a client was answered is in the log, once."""
 
 import http.client
 import json
@@ -14,21 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from corner_net import save_corner_model
 from dermkit.prediction_log.writer import open_log
-from served import FORM_TYPE, form, photo
+from served import FORM_TYPE, form
 from test_prediction_log_writer import check_acknowledged, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL as POSIX has it")
-BODY = form(photo(1), photo(2), b"no image", groups='{"device": "A"}')
+SERVER = str(Path(__file__).with_name("log_server.py"))
+BODY = form(b"one", b"two", b"broken", groups='{"device": "A"}')
 
 
-def start_server(model: Path, log: str) -> tuple["subprocess.Popen[str]", int]:
+def start_server(*command: str) -> tuple["subprocess.Popen[str]", int]:
     """Start a server and wait until it serves; returns its process and port."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "dermkit.cli", "serve", str(model), "--port", "0", "--log", log],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     for line in process.stdout:
         if match := re.search(r"http://127\.0\.0\.1:(\d+)", line):
@@ -60,10 +59,10 @@ def collect(port: int, acknowledged: list[str], stop: threading.Event) -> None:
 
 def run_kills(folder: Path, n_kills: int) -> list[str]:
     """Kill a server under load again and again; returns the ids of what clients were answered."""
-    generator, model, log = random.Random(5), save_corner_model(folder / "model"), str(folder / "log.sqlite")
+    generator, log = random.Random(5), str(folder / "log.sqlite")
     acknowledged: list[str] = []
     for _ in range(n_kills):
-        process, port = start_server(model, log)
+        process, port = start_server(SERVER, log)
         stop = threading.Event()
         clients = [threading.Thread(target=collect, args=(port, acknowledged, stop)) for _ in range(4)]
         for client in clients:
@@ -82,10 +81,9 @@ def run_kills(folder: Path, n_kills: int) -> list[str]:
     return acknowledged
 
 
-@pytest.mark.slow
 def test_a_server_writes_and_tells_of_its_log(tmp_path: Path) -> None:
     log = str(tmp_path / "log.sqlite")
-    process, port = start_server(save_corner_model(tmp_path / "model"), log)
+    process, port = start_server(SERVER, log)
     answer = json.loads(ask(port))
     metrics = ask(port, "GET", "/metrics", None).decode()
     process.send_signal(signal.SIGTERM)
@@ -96,6 +94,10 @@ def test_a_server_writes_and_tells_of_its_log(tmp_path: Path) -> None:
     assert check_acknowledged(log, ids) == 3
     with open_log(log) as prediction_log:
         assert prediction_log.status.n_outbox == 0
+
+
+def test_what_was_answered_is_in_the_log_after_a_kill(tmp_path: Path) -> None:
+    assert run_kills(tmp_path, 2)
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge
 
+from dermkit.data.importers.normalise import parse_age, parse_site
 from dermkit.errors import printable
 from dermkit.images.statistics import ImageStatistics
-from dermkit.prediction_log.rows import GROUP_FIELDS, PredictionRow
+from dermkit.prediction_log.rows import GROUP_FIELDS, MAX_TEXT_LENGTH, PredictionRow
 from dermkit.prediction_log.writer import PredictionLog
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.recorder import PredictionRecord
@@ -35,7 +36,7 @@ class LogRecorder:
         """
         groups = parse_groups(record.fields.get(GROUPS_FIELD), len(record.answer.images))
         rows = [
-            _row(record.answer, image, _statistics(statistics), {**_groups_of_metadata(metadata), **given})
+            _row(record.answer, image, _statistics(statistics), {**groups_of_metadata(metadata), **given})
             for image, statistics, metadata, given in zip(
                 record.answer.images, record.statistics, record.metadata, groups, strict=True
             )
@@ -69,7 +70,7 @@ def _row(
     if image.refusal is not None:
         return PredictionRow(**values, refusal_reason=image.refusal.reason)
     values |= {
-        "pixel_sha256": image.pixel_sha256, "predicted": printable(image.predicted or ""),
+        "pixel_sha256": image.pixel_sha256, "predicted": printable(image.predicted or "")[:MAX_TEXT_LENGTH],
         "probabilities": {one.name: one.probability for one in image.classes},
         "calibrated_probabilities": {
             one.name: one.calibrated_probability for one in image.classes if one.calibrated_probability is not None
@@ -90,11 +91,12 @@ def _statistics(fields: Mapping[str, Any] | None) -> ImageStatistics | None:
     return None if fields is None else ImageStatistics(**fields)
 
 
-def _groups_of_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+def groups_of_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """Return the groups that the model's second input tells: the site, and the decade of the age."""
-    groups = {"site": metadata["site"]} if "site" in metadata else {}
-    if "age" in metadata:
-        decade = 10 * int(float(metadata["age"]) // 10)
+    site, age = parse_site(metadata.get("site", "")), parse_age(metadata.get("age", ""))
+    groups = {"site": site} if site else {}
+    if age:
+        decade = 10 * int(float(age) // 10)
         groups["age_group"] = "90+" if decade >= 90 else f"{decade}-{decade + 9}"
     return groups
 
