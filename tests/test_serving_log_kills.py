@@ -97,7 +97,7 @@ def test_a_server_writes_and_tells_of_its_log(tmp_path: Path) -> None:
 
 
 def test_what_was_answered_is_in_the_log_after_a_kill(tmp_path: Path) -> None:
-    assert run_kills(tmp_path, 2)
+    assert run_kills(tmp_path, 1)
 
 
 @pytest.mark.slow

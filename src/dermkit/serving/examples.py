@@ -12,12 +12,18 @@ _METADATA = {
     "description": "JSON: age, sex and site of the images, an object for each, for a model that takes them",
     "examples": ['[{"age": 55, "sex": "female", "site": "back"}]'],
 }
+_GROUPS = {
+    "type": "string",
+    "description": "JSON: site, device and age_group of the images, one object for all or one for each; taken where "
+    "the server keeps a prediction log",
+    "examples": ['{"site": "back", "device": "dermatoscope A", "age_group": "50-59"}'],
+}
 
 
 def predict_body() -> dict[str, Any]:
     """Return the body of /v1/predict."""
     images = {"type": "array", "items": _IMAGE, "minItems": 1}
-    return _body({"images": images, "metadata": _METADATA}, required=["images"])
+    return _body({"images": images, "metadata": _METADATA, "groups": _GROUPS}, required=["images"])
 
 
 def explain_body() -> dict[str, Any]:
