@@ -69,6 +69,9 @@ class QuickWorker:
     def stop(self) -> None:
         self.is_alive = False
 
+    def kill(self) -> None:
+        self.is_alive = False
+
     def run(self, jobs: Sequence[Job], deliver: Deliver) -> None:
         self.batches.append([job.data for job in jobs])
         self.wait()
@@ -187,10 +190,12 @@ async def _iterate(chunks: Chunks) -> AsyncIterator[bytes]:
 @asynccontextmanager
 async def served(
     *, limits: ServeLimits | None = None, keys: Path | None = None, recorder: PredictionRecorder | None = None,
-    worker: Any = None, facts: Mapping[str, Any] | None = None,
+    worker: Any = None, facts: Mapping[str, Any] | None = None, allowed_hosts: tuple[str, ...] = (),
 ) -> AsyncIterator[Client]:  # fmt: skip
     """Run a server without a socket, whose worker is `QuickWorker`."""
-    settings = ServeSettings(model=Path("model"), keys=keys, limits=limits or ServeLimits())
+    settings = ServeSettings(
+        model=Path("model"), keys=keys, limits=limits or ServeLimits(), allowed_hosts=allowed_hosts
+    )
     server_metrics, used_worker = ServerMetrics(), worker or QuickWorker()
     queue = ScoringQueue(used_worker, settings.limits, server_metrics)
     state = ServerState(settings.limits, queue, server_metrics, recorder)

@@ -170,6 +170,19 @@ def test_what_waits_is_answered_when_the_server_is_stopped(start: Callable[..., 
     assert server.process.wait(30) == 0
 
 
+def test_ctrl_c_ends_a_server_that_still_loads_its_model(tmp_path: Path) -> None:
+    model = save_corner_model(tmp_path / "model")
+    command = [sys.executable, "-m", "dermkit.cli", "serve", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while "loading" not in process.stdout.readline():
+            pass
+        start_time = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130 and time.monotonic() - start_time < 30
+        assert process.stderr is not None and "Traceback" not in process.stderr.read()
+
+
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [

@@ -84,7 +84,10 @@ def test_an_image_that_is_refused_alone_is_a_problem_of_the_request_and_not_of_t
         ({"host": "user@localhost"}, ProblemCode.HOST_NOT_ALLOWED),
         ({"origin": "https://evil.example"}, ProblemCode.ORIGIN_NOT_ALLOWED),
         ({"origin": "null"}, ProblemCode.ORIGIN_NOT_ALLOWED),
+        ({"origin": "http://[::1"}, ProblemCode.ORIGIN_NOT_ALLOWED),
+        ({"origin": "http://localhost:3000"}, ProblemCode.ORIGIN_NOT_ALLOWED),
         ({"sec-fetch-site": "cross-site"}, ProblemCode.ORIGIN_NOT_ALLOWED),
+        ({"sec-fetch-site": "same-site"}, ProblemCode.ORIGIN_NOT_ALLOWED),
     ],
 )
 def test_headers_alone_are_enough_to_refuse(headers: dict[str, str | None], code: ProblemCode) -> None:
@@ -95,6 +98,28 @@ def test_headers_alone_are_enough_to_refuse(headers: dict[str, str | None], code
             )
             check_problem(reply, code)
             assert reply.n_read == 0 and reply.headers["connection"] == "close"
+
+    run(check())
+
+
+def test_a_page_behind_a_proxy_may_ask_under_the_name_that_was_given() -> None:
+    async def check() -> None:
+        async with served(allowed_hosts=("Lesions.Example.org",)) as client:
+            for host in ("localhost:8000", "lesions.example.org"):
+                reply = await client.post(
+                    "/v1/predict", form(b"one"), host=host, origin="https://lesions.example.org"
+                )
+                assert reply.status == 200
+
+    run(check())
+
+
+def test_head_is_get_without_a_body() -> None:
+    async def check() -> None:
+        async with served() as client:
+            reply = await client.ask("HEAD", "/health")
+            assert (reply.status, reply.headers["content-length"]) == (200, "18")
+            assert (await client.ask("HEAD", "/v1/predict")).status == 405
 
     run(check())
 

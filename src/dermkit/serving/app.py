@@ -46,9 +46,8 @@ def create_app(
         app.add_exception_handler(kind, _answer_problem)
     app.add_exception_handler(ClientGone, _answer_nobody)
     limited = RequestLimits(
-        app, rules=(*API_RULES, *rules), limits=settings.limits, trusted_hosts=settings.trusted_hosts, guard=guard,
-        check_room=state.queue.check_room,
-    )  # fmt: skip
+        app, rules=(*API_RULES, *rules), settings=settings, guard=guard, check_room=state.queue.check_room
+    )
     return Envelope(limited, metrics=state.metrics, send_seconds=settings.limits.send_seconds)
 
 

@@ -12,12 +12,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dermkit.serving.envelope import FIXED_HEADERS
 from dermkit.serving.problems import Problem, ProblemCode
+from dermkit.serving.rules import ContentPolicy
 from dermkit.serving.settings import ServeLimits
 
 MAX_HEADER_BYTES = 32 * 1024
 _MAX_HEADERS = 100
 _READ_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
+_FLUSH_SECONDS = 20.0
 
 
 class HeadersTooLarge(ValueError):
@@ -45,12 +47,15 @@ class LingeringTransport:
         if self.is_closing():
             return
         self._is_closing = True
-        if not (self._has_unread() and self._transport.can_write_eof()):
-            self._transport.close()
+        loop = asyncio.get_running_loop()
+        if self._has_unread() and self._transport.can_write_eof():
+            self._transport.pause_reading()
+            self._transport.write_eof()
+            loop.call_later(_LINGER_SECONDS, self._transport.abort)
             return
-        self._transport.pause_reading()
-        self._transport.write_eof()
-        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.abort)
+        self._transport.close()
+        if self._transport.get_write_buffer_size():  # a client that does not read would hold it for ever
+            loop.call_later(_FLUSH_SECONDS, self._transport.abort)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -164,7 +169,12 @@ class GuardedProtocol(HttpToolsProtocol):
 def problem_bytes(problem: Problem) -> bytes:
     """Return a whole answer, for a request that never became one."""
     body = problem.body("")
-    headers = [*problem.response_headers(), *FIXED_HEADERS, (b"content-length", str(len(body)).encode())]
+    headers = [
+        *problem.response_headers(),
+        *FIXED_HEADERS,
+        (b"content-security-policy", ContentPolicy.DATA.value.encode()),
+        (b"content-length", str(len(body)).encode()),
+    ]
     lines = [b"HTTP/1.1 %d Refused" % problem.status, *(b"%s: %s" % header for header in headers), b"", body]
     return b"\r\n".join(lines)
 

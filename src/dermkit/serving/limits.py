@@ -13,7 +13,7 @@ from dermkit.serving.asgi import AsgiApp, AsgiMessage, AsgiScope, Receive, Send,
 from dermkit.serving.auth import KeyGuard
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.rules import RouteRule, find_rule
-from dermkit.serving.settings import ServeLimits
+from dermkit.serving.settings import ServeLimits, ServeSettings
 
 _RETRY_SECONDS = 1
 _SAME_SITE = ("same-origin", "none")
@@ -42,17 +42,18 @@ class BodyBudget:
 class RequestLimits:
     """Checks each request of an ASGI application; `state` of those that pass gets `rule` and `key_id`.
 
-    trusted_hosts: in lower case. guard: of API keys, None = none are asked for. check_room: raises `Problem` where a
-    request that needs the model would not be accepted now.
+    guard: of API keys, None = none are asked for. check_room: raises `Problem` where a request that needs the model
+    would not be accepted now.
     """
 
     def __init__(
-        self, app: AsgiApp, *, rules: Sequence[RouteRule], limits: ServeLimits, trusted_hosts: frozenset[str],
-        guard: KeyGuard | None, check_room: Callable[[], None],
+        self, app: AsgiApp, *, rules: Sequence[RouteRule], settings: ServeSettings, guard: KeyGuard | None,
+        check_room: Callable[[], None],
     ) -> None:  # fmt: skip
-        self._app, self._rules, self._limits, self._trusted_hosts = app, tuple(rules), limits, trusted_hosts
+        self._app, self._rules, self._limits = app, tuple(rules), settings.limits
+        self._trusted_hosts, self._named_hosts = settings.trusted_hosts, settings.named_hosts
         self._guard, self._check_room = guard, check_room
-        self.budget = BodyBudget(limits.max_buffered_bytes)
+        self.budget = BodyBudget(settings.limits.max_buffered_bytes)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Check one request, and hand it on."""
@@ -60,7 +61,7 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         self._check_host(scope)
-        _check_origin(scope)
+        self._check_origin(scope)
         rule = find_rule(self._rules, scope["method"], scope["path"])
         scope["state"]["rule"] = rule
         if self._guard is not None and rule.scope is not None:
@@ -73,6 +74,8 @@ class RequestLimits:
             _check_no_body(scope)
         if rule.needs_model:
             self._check_room()
+        if scope["method"] == "HEAD":  # the server leaves the body of its answer out
+            scope = {**scope, "method": "GET"}
         body = _CountedBody(receive, max_bytes, self._limits, self.budget)
         try:
             await self._app(scope, body.receive if rule.content_type else receive, send)
@@ -85,6 +88,21 @@ class RequestLimits:
         if name not in self._trusted_hosts:
             raise Problem(ProblemCode.HOST_NOT_ALLOWED, closes=True)
 
+    def _check_origin(self, scope: AsgiScope) -> None:
+        """Raise `Problem` where a browser says that a page of another site sends this; other programs say nothing.
+
+        A proxy may name this server to us by another name than to the browser: by one that `--allow-host` gave.
+        """
+        host, site = single_header(scope, b"host").lower(), single_header(scope, b"sec-fetch-site")
+        origins = [origin.lower().partition("://")[2] for origin in header_values(scope, b"origin")]
+        is_foreign = any(origin != host and host_name(origin) not in self._named_hosts for origin in origins)
+        is_navigation = single_header(scope, b"sec-fetch-mode") == "navigate" and scope["method"] in (
+            "GET",
+            "HEAD",
+        )
+        if is_foreign or (site and site not in _SAME_SITE and not is_navigation):
+            raise Problem(ProblemCode.ORIGIN_NOT_ALLOWED, closes=True)
+
 
 def host_name(host: str) -> str:
     """Return the name of a Host header without its port, in lower case; "" where it is none."""
@@ -92,18 +110,6 @@ def host_name(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "") if host and "@" not in host else ""
     except ValueError:
         return ""
-
-
-def _check_origin(scope: AsgiScope) -> None:
-    """Raise `Problem` where a browser says that a page of another site sends this; other programs say nothing."""
-    origins = header_values(scope, b"origin")
-    is_foreign = any(
-        urlsplit(origin).netloc.lower() != single_header(scope, b"host").lower() for origin in origins
-    )
-    site = single_header(scope, b"sec-fetch-site")
-    is_navigation = single_header(scope, b"sec-fetch-mode") == "navigate" and scope["method"] in ("GET", "HEAD")
-    if is_foreign or (site and site not in _SAME_SITE and not is_navigation):
-        raise Problem(ProblemCode.ORIGIN_NOT_ALLOWED, closes=True)
 
 
 def _check_type(scope: AsgiScope, content_type: str) -> None:

@@ -45,7 +45,10 @@ class Worker(Protocol):
         """Answer jobs of one kind."""
 
     def stop(self) -> None:
-        """End it."""
+        """End it when it has finished."""
+
+    def kill(self) -> None:
+        """End it at once."""
 
 
 @dataclass(eq=False)
@@ -104,7 +107,11 @@ class ScoringQueue:
 
     async def start(self) -> dict[str, Any]:
         """Start the worker and return what the model is; raises the error of the loading."""
-        facts = await asyncio.to_thread(self._worker.start)
+        try:
+            facts = await asyncio.to_thread(self._worker.start)
+        except asyncio.CancelledError:
+            self._worker.kill()
+            raise
         self._files_sha256, self._why_not_ready = facts["model"]["files_sha256"], ""
         self._driver = asyncio.create_task(self._drive())
         return facts
@@ -122,6 +129,10 @@ class ScoringQueue:
             self._driver.cancel()
             await asyncio.wait([self._driver])
         await asyncio.to_thread(self._worker.stop)
+
+    def kill(self) -> None:
+        """End the worker at once, whatever it does: nobody waits any more."""
+        self._worker.kill()
 
     async def predict(self, jobs: Sequence[ImageJob]) -> list[Mapping[str, Any]]:
         """Return the answer for each image, in order; raises `Problem` where they do not all find room."""

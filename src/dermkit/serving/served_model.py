@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _MAX_GROUP_PIXELS = 100_000_000
 """Decoded pixels that are held at one time: 300 MB. A batch of larger photographs goes to the model in parts."""
-_CPU_BATCH_SIZE = 16
-"""The default batch of a CPU; a GPU's is larger, and gains nothing from several threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +47,11 @@ class ServedModel:
         self._target, self._coverage = settings.target, settings.coverage
         self._threads = settings.workers or cpu_count()
         self._policy = self._predictor.select_policy(target=self._target, coverage=self._coverage)
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Return whether a CPU runs the nets."""
+        return self._predictor.runtime.device_type == "cpu"
 
     def facts(self) -> dict[str, Any]:
         """Return what the model is, as /v1/model gives it, but for the limits of the server."""
@@ -121,9 +124,9 @@ class ServedModel:
         return pd.DataFrame(rows)
 
     def _batch_size(self, n_images: int) -> int:
-        """Return how many images go through the net together, so that every thread has some."""
+        """Return how many images go through the net together: on a CPU so that every thread has some."""
         default = self._predictor.batch_size
-        return min(default, -(-n_images // self._threads)) if default <= _CPU_BATCH_SIZE else default
+        return min(default, -(-n_images // self._threads)) if self.is_on_cpu else default
 
     def _describe(self, one: _OpenedImage, prediction: ImagePrediction) -> dict[str, Any]:
         if prediction.refused:

@@ -82,7 +82,10 @@ async def _run(
     for warning in model.warnings:
         say(f"warning: {warning}")
     say(f"serving {model.model.name} on {address_text(listener)}  (Ctrl-C stops it)")
-    await server.serve(sockets=[listener])
+    try:
+        await server.serve(sockets=[listener])
+    finally:  # after a second Ctrl-C it may be in the middle of a batch
+        state.queue.kill()
 
 
 class _Server(uvicorn.Server):

@@ -99,7 +99,12 @@ class ServeSettings:
     def trusted_hosts(self) -> frozenset[str]:
         """Return the names and addresses, in lower case, that a request may name as its host."""
         bound = () if is_wildcard(self.host) else (self.host,)
-        return frozenset(name.lower().strip("[]") for name in (*LOOPBACK_NAMES, *bound, *self.allowed_hosts))
+        return self.named_hosts | {name.lower().strip("[]") for name in (*LOOPBACK_NAMES, *bound)}
+
+    @property
+    def named_hosts(self) -> frozenset[str]:
+        """Return the names, in lower case, that were given besides the bound one: a proxy may stand there."""
+        return frozenset(name.lower().strip("[]") for name in self.allowed_hosts)
 
 
 def is_loopback(host: str) -> bool:

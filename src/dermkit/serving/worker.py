@@ -28,7 +28,8 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
     except DermkitError as error:
         send_message(connection, {"event": "error", **error_fields(error)})
         return
-    limit_memory(settings.worker_bytes)
+    if model.is_on_cpu:  # a GPU's driver takes address space as it likes
+        limit_memory(settings.worker_bytes)
     send_message(connection, {"event": "ready", "facts": facts})
     while True:
         try:

@@ -40,7 +40,7 @@ class WorkerLost(Exception):
 
 
 class WorkerProcess:
-    """One worker at a time, started afresh (spawn). Used by one thread at a time, but for `is_alive`.
+    """One worker at a time, started afresh (spawn). Used by one thread at a time, but for `is_alive` and `kill`.
 
     entry: what the process runs; it is another function in tests of crashes alone.
     """
@@ -90,6 +90,11 @@ class WorkerProcess:
             raise rebuild_error(message)
         facts: dict[str, Any] = message["facts"]
         return facts
+
+    def kill(self) -> None:
+        """End the worker at once; for any thread, so that one which waits for it waits no longer."""
+        if self.is_alive:
+            self._process.kill()
 
     def stop(self) -> None:
         """End the worker: it leaves when its pipe is closed, and is killed where it does not."""
