@@ -28,7 +28,7 @@ def run_faulty_worker(connection: Connection, settings: WorkerSettings) -> None:
     run_worker(connection, settings)
 
 
-def open_faulty(data: bytes, *, name: str = "") -> LesionImage:
+def open_faulty(data: bytes, *, name: str = "", unchecked_pixels: int = 0) -> LesionImage:
     """Open an image, or do what it says."""
     if data.startswith(CRASH):
         ctypes.string_at(0)
@@ -38,7 +38,7 @@ def open_faulty(data: bytes, *, name: str = "") -> LesionImage:
         time.sleep(3600)
     if data.startswith(MEMORY):
         raise_on_memory()
-    return open_image(data, name=name)
+    return open_image(data, name=name, unchecked_pixels=unchecked_pixels)
 
 
 def raise_on_memory() -> None:

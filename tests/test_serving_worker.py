@@ -1,6 +1,7 @@
 """The worker process: an image that crashes it, hangs or takes too much memory is refused, and the others answered."""
 
 import asyncio
+import io
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import dermkit as dk
 from corner_net import save_corner_model
@@ -35,6 +37,13 @@ def queue_of(worker: Worker, limits: ServeLimits | None = None) -> ScoringQueue:
     return ScoringQueue(worker, limits or ServeLimits(), ServerMetrics())
 
 
+def flat(side: int) -> bytes:
+    """Return the file of a white square: some hundred bytes."""
+    stream = io.BytesIO()
+    Image.new("1", (side, side), 1).save(stream, "PNG", optimize=True)
+    return stream.getvalue()
+
+
 async def refusals(queue: ScoringQueue, images: Sequence[bytes]) -> list[str]:
     """Return why each image was refused, "" where it was scored."""
     answers = await queue.predict([ImageJob(data) for data in images])
@@ -55,6 +64,7 @@ def test_an_image_that_ends_or_holds_the_worker_costs_the_others_nothing(model: 
         assert facts["model"]["files_sha256"] == dk.load_model(model).files_sha256
         first = worker.process_id
         assert await refusals(queue, [good[0], b"no image", good[1]]) == ["", "not_an_image", ""]
+        assert await refusals(queue, [flat(3000), flat(900)]) == ["too_large", ""]
         assert worker.process_id == first
         assert await refusals(queue, [good[0], KILL, good[1]]) == ["", WorkerRefusal.ENDED_WORKER, ""]
         second = worker.process_id

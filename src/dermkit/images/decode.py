@@ -28,7 +28,7 @@ from dermkit.files import NOT_REGULAR, open_regular
 from dermkit.images.dicom import open_samples
 from dermkit.images.headers import read_image_header
 from dermkit.images.icc import check_profile
-from dermkit.images.image_header import MAX_FILE_BYTES, HeaderRejected, ImageHeader
+from dermkit.images.image_header import MAX_FILE_BYTES, UNCHECKED_PIXELS, HeaderRejected, ImageHeader
 from dermkit.images.jpeg_damage import DAMAGE_PREFIX, pixel_damage, zeros_damage
 from dermkit.images.jpeg_pixels import plain_jpeg_pixels
 from dermkit.images.preprocess import RgbPixels
@@ -53,11 +53,12 @@ class LesionImage:
     file_sha256: str
 
 
-def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
+def open_image(source: Path | bytes, *, name: str = "", unchecked_pixels: int = UNCHECKED_PIXELS) -> LesionImage:
     """Decode one image file safely; raises `ImageRejected` with the reason, or `ResourceError` if the machine failed.
 
-    source: a path, or the bytes of a file. name: what the message calls an image without a path. Size, number of
-    frames and completeness are checked in the header before a decoder runs. Safe to call from several threads.
+    source: a path, or the bytes of a file. name: what the message calls an image without a path. unchecked_pixels: up
+    to so many a file may be as small as it likes. Size, number of frames and completeness are checked in the header
+    before a decoder runs. Safe to call from several threads.
 
         image = dk.open_image(Path("lesion.jpg"))
         image.pixels.shape
@@ -65,7 +66,7 @@ def open_image(source: Path | bytes, *, name: str = "") -> LesionImage:
     name = name or (str(source) if isinstance(source, Path) else "image")
     try:
         data = read_image_file(source) if isinstance(source, Path) else source
-        header = read_image_header(data)
+        header = read_image_header(data, unchecked_pixels=unchecked_pixels)
         pixels, notes = _decode_pixels(header)
     except ResourceError:
         raise

@@ -28,8 +28,11 @@ from dermkit.images.image_header import (
 from dermkit.images.jpeg_damage import scan_damage
 
 
-def read_image_header(data: bytes) -> ImageHeader:
-    """Recognise the format of a file and check size, frames and completeness; raises `HeaderRejected`."""
+def read_image_header(data: bytes, *, unchecked_pixels: int = UNCHECKED_PIXELS) -> ImageHeader:
+    """Recognise the format of a file and check size, frames and completeness; raises `HeaderRejected`.
+
+    unchecked_pixels: up to so many a file may be as small as it likes.
+    """
     if not data:
         raise HeaderRejected(RejectionReason.EMPTY, "the file has no bytes")
     if len(data) > MAX_FILE_BYTES:
@@ -46,7 +49,7 @@ def read_image_header(data: bytes) -> ImageHeader:
         header = _READERS[format_name](data)
     except (struct.error, IndexError):
         raise HeaderRejected(RejectionReason.TRUNCATED, f"the {format_name} header is cut short") from None
-    if header.width * header.height > max(UNCHECKED_PIXELS, MAX_PIXELS_PER_BYTE * len(data)):
+    if header.width * header.height > max(unchecked_pixels, MAX_PIXELS_PER_BYTE * len(data)):
         raise HeaderRejected(
             RejectionReason.TOO_LARGE, f"{header.width} x {header.height} pixels claimed by {len(data):,} bytes"
         )
