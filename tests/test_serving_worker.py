@@ -17,6 +17,7 @@ import dermkit as dk
 from corner_net import save_corner_model
 from dermkit.errors import UntrustedError
 from dermkit.models.card import MODEL_JSON
+from dermkit.serving import worker_process
 from dermkit.serving.jobs import ImageJob, Job, WorkerRefusal
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.prometheus import ServerMetrics
@@ -117,6 +118,26 @@ def test_a_model_that_is_not_trusted_ends_the_start_with_its_own_error(model: Pa
     with pytest.raises(UntrustedError, match="SHA-256 differs"):
         worker.start()
     assert not worker.is_alive
+
+
+def test_a_slow_model_has_time_for_each_image_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch = worker_process._JobWatch([ImageJob(b"")] * 8, ServeLimits(image_seconds=20))
+    assert watch.deadline == 100 + 8 * 20 and watch.suspects == []
+    for index in range(8):
+        now[0] += 1
+        watch.note("begin", index)
+        assert watch.deadline == now[0] + 20
+        watch.note("end", index)
+    assert watch.deadline == now[0] + 8 * 20, "the model has them all now"
+    watch.note("answer", 0)
+    watch.note("begin", 3)
+    watch.note("begin", 4)
+    now[0] += 15
+    watch.note("begin", 5)
+    now[0] += 6
+    assert watch.deadline < now[0] and watch.suspects == [3, 4]
 
 
 # What the queue does when a worker is lost --------------------------------------------------------------------------

@@ -21,9 +21,9 @@ class ServeLimits:
     closed at once. header_seconds: from the first moment of a request to the end of its headers.
     body_seconds, min_body_rate: a body may take this long, and longer by what arrived divided by this rate in bytes per
     second; at most max_body_seconds. send_seconds: for a client to take an answer. idle_seconds: between two requests
-    of a connection. image_seconds: for one image in the worker, else the worker is ended. explain_seconds: for one heat
-    map. worker_bytes: memory that the worker may take beyond what the loaded model takes (Linux). stop_seconds: to
-    answer what was accepted before the server stops.
+    of a connection. image_seconds: for one image in the worker, else the worker is ended; a batch may take as many
+    times as long. explain_seconds: for one heat map. worker_bytes: memory that the worker may take beyond what the
+    loaded model takes (Linux). stop_seconds: to answer what was accepted before the server stops.
     """
 
     max_images: int = 16

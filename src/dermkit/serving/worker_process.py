@@ -167,8 +167,10 @@ class _JobWatch:
 
     @property
     def deadline(self) -> float:
-        """Return when the oldest image in work, or the batch where none is being read, is out of time."""
-        return min(self._start_times.values(), default=self._last_time) + self._seconds
+        """Return when the image that is read longest is out of time; where none is read, all that the model has."""
+        if self._start_times:
+            return min(self._start_times.values()) + self._seconds
+        return self._last_time + self._seconds * max(1, len(self._open))
 
     @property
     def suspects(self) -> list[int]:
