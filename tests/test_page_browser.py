@@ -139,6 +139,7 @@ def test_a_broken_file_is_refused_with_words_and_the_others_are_scored(
     page = open_page()
     add(page, pictures / "broken.jpg", pictures / "lesion-0.png")
     assert "This image was refused" in page.inner_text(".problem")
+    assert page.inner_text(".picture") == "No picture to show."
     assert re.search(r"cut short|damaged|not an image", page.inner_text(".problem"))
     assert "1 not scored" in page.inner_text("#sitting-counts")
     page.click("#step-next")
@@ -180,6 +181,19 @@ def test_the_heat_map_has_an_opacity_and_a_choice_of_class(open_page: OpenPage, 
     page.click("#map-toggle")
     assert page.locator("img.map").count() == 0
     assert "Nearest training cases" in page.inner_text(".answer-more")
+
+
+def test_the_class_that_was_chosen_stays_where_the_first_map_brings_the_cases(
+    open_page: OpenPage, pictures: Path
+) -> None:
+    page = open_page()
+    add(page, pictures / "lesion-0.png")
+    other = page.evaluate("[...document.querySelector('#map-class').options].find((one) => !one.selected).value")
+    page.select_option("#map-class", other)
+    page.wait_for_selector("img.map", timeout=120_000)
+    page.wait_for_selector(".cases")
+    assert page.input_value("#map-class") == other
+    assert f"Evidence for {other}" in page.inner_text(".legend")
 
 
 def test_an_image_of_the_training_is_marked(open_page: OpenPage, trained: Path, binary: Path) -> None:
@@ -299,6 +313,7 @@ def test_a_sitting_is_forgotten_when_asked_and_nothing_is_stored(open_page: Open
 
 def test_the_keyboard_alone_is_enough(open_page: OpenPage, pictures: Path) -> None:
     page = open_page()
+    page.on("filechooser", lambda _: None)  # so that the browser asks Playwright from the first file on
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     order = []
@@ -411,3 +426,28 @@ def test_the_notice_stays_in_sight(open_page: OpenPage, pictures: Path) -> None:
         assert box is not None and 0 <= box["y"] < viewport["height"]
         page.click("#open-model-card")
         assert page.locator("#card-dialog .notice").is_visible()
+
+
+def test_a_model_that_takes_metadata_is_given_them(open_page: OpenPage, pictures: Path) -> None:
+    page = open_page(is_ready=False)
+    change_answers(page, lambda document: document.update(metadata_fields=["age", "sex"]), "**/v1/model")
+    page.reload()
+    page.wait_for_selector("#open-model-card:enabled")
+    add(page, pictures / "lesion-0.png")
+    page.fill("#metadata-age", "55")
+    page.click(".metadata button")
+    page.wait_for_selector(".problem")  # the real model takes none, and the server says so
+    assert "A value was not accepted" in page.inner_text(".problem")
+    assert "metadata" in page.inner_text(".problem .soft")
+
+
+def test_three_hundred_images_are_scored_and_the_page_stays_quick(open_page: OpenPage, tmp_path: Path) -> None:
+    page = open_page()
+    paths = [write_picture(tmp_path / f"{number:03}.png", seed=number, size=(48, 36)) for number in range(300)]
+    page.set_input_files("#image-files", [str(path) for path in paths])
+    page.wait_for_selector("#image-list > li:nth-child(300)")
+    page.click("#image-list > li:nth-child(2) .image-button")
+    assert page.inner_text(".answer-head .counts") == "2 of 300", "images are looked at while others are scored"
+    page.wait_for_selector("#queue-progress", state="hidden", timeout=300_000)
+    assert "300 images" in page.inner_text("#sitting-counts")
+    assert page.locator(".image-item .image-class").count() == 300

@@ -117,6 +117,16 @@ def import_problems(scripts: Mapping[str, str]) -> Iterator[str]:
                     yield f"{name}: {imported} is not used"
 
 
+def unused_exports(scripts: Mapping[str, str]) -> list[str]:
+    """Return the exports that no other file names."""
+    return [
+        f"{name}: {exported}"
+        for name, text in scripts.items()
+        for exported in re.findall(r"^export (?:async )?(?:function|const|class) (\w+)", text, re.MULTILINE)
+        if not any(re.search(rf"\b{exported}\b", other) for key, other in scripts.items() if key != name)
+    ]
+
+
 def id_problems(html: str, scripts: Mapping[str, str]) -> Iterator[str]:
     """Yield ids that scripts, labels and icons refer to and nothing has, and ids that occur twice."""
     ids = Tags(html).values("id")
@@ -185,6 +195,8 @@ def test_a_planted_inline_script_or_style_is_refused(html: str) -> None:
 def test_all_that_is_loaded_is_there_and_all_that_is_there_is_loaded() -> None:
     assert list(asset_problems(INDEX, SCRIPTS, STYLES)) == []
     assert list(import_problems(SCRIPTS)) == []
+    # The tables are read by the tests below.
+    assert unused_exports(SCRIPTS) == ["problem_words.js: PROBLEM_WORDS", "refusal_words.js: REFUSAL_WORDS"]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +255,7 @@ def test_every_colour_is_in_one_file() -> None:
 
 def test_every_problem_of_the_server_has_words() -> None:
     problems = pytest.importorskip("dermkit.serving.problems", reason="the server's packages are not installed")
-    words, here = codes(SCRIPTS["problem_words.js"], "PROBLEM_WORDS"), set()
+    words = codes(SCRIPTS["problem_words.js"], "PROBLEM_WORDS")
     here = {"server_away", "connection_closed", "file_gone", "answer_unreadable"}
     assert words - here == {code.value for code in problems.ProblemCode}
     assert here <= words

@@ -6,6 +6,7 @@ import { announce, element } from "./dom.js";
 import { mapOf } from "./maps.js";
 import { percent } from "./numbers.js";
 import { problemWords } from "./problem_words.js";
+import { ANSWERED } from "./sitting.js";
 
 /** What was chosen last is what the next image begins with. */
 let isShown = false;
@@ -14,7 +15,7 @@ let opacity = 60;
 /** Return the picture of an image. extra: what stands over it, if anything. */
 export function pictureFrame(image, ...extra) {
   const url = image.preview;
-  if (!url) return element("p", { class: "picture-empty" }, "This browser cannot show this format. The server read it all the same.");
+  if (!url) return element("p", { class: "picture-empty" }, image.state === ANSWERED ? "This browser cannot show this format. The server read it all the same." : "No picture to show.");
   const picture = element("img", { src: url, alt: `The image ${image.name}` });
   picture.addEventListener("error", () => picture.closest(".picture")?.replaceChildren(pictureFrame({ ...image, preview: "" })));
   const frame = element("span", { class: "picture-frame" }, picture, ...extra);
@@ -38,7 +39,7 @@ function mapTools(image, model, picture, { takeCases }) {
   if (!model?.explain) return element("p", { class: "map-notes map-tools" }, `No heat maps: ${model?.why_no_explain || "this server makes none"}.`);
   const details = element("div", { class: "map-details" });
   const choice = element("select", { id: "map-class" }, image.answer.classes.map(({ name }) => element("option", { value: name }, classWords(model, name))));
-  choice.value = mostProbable(image.answer);
+  choice.value = image.mapClass || mostProbable(image.answer);
   const toggle = element("button", { type: "button", id: "map-toggle", class: "small", "aria-pressed": "false" });
   const view = { image, picture, details, choice, toggle, takeCases };
   toggle.addEventListener("click", () => {
@@ -47,6 +48,7 @@ function mapTools(image, model, picture, { takeCases }) {
   });
   choice.addEventListener("change", () => {
     isShown = true;
+    image.mapClass = choice.value;
     showMap(view);
   });
   showMap(view);

@@ -3,7 +3,7 @@
 import { byId } from "./dom.js";
 import { counted } from "./numbers.js";
 
-const IMAGE_SUFFIX = /\.(jpe?g|png|webp|bmp|tiff?|heic|heif|gif)$/i;
+const IMAGE_SUFFIX = /\.(jpe?g|png|webp|bmp|tiff?|heic|heif|avif|gif|dcm|dicom)$/i;
 
 /** Call `take` with [{file, name}] of whatever people drop, paste or choose, and with what is to be said of it. */
 export function watchIntake(take) {

@@ -32,11 +32,6 @@ export function joined(words, last = "or") {
   return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} ${last} ${words.at(-1)}`;
 }
 
-/** Return a moment of today as hours and minutes. */
-export function clock(date) {
-  return date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
-}
-
 /** Return a text as a sentence: it begins with a capital and ends with a stop. */
 export function sentence(text) {
   return text ? `${text[0].toUpperCase()}${text.slice(1).replace(/\.$/, "")}.` : "";

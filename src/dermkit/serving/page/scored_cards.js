@@ -79,7 +79,7 @@ function performanceCard(model) {
 }
 
 /** Return the name of a figure as people write it. */
-export function figureName(name) {
+function figureName(name) {
   return name === "auroc" ? "AUROC" : sentence(name.replaceAll("_", " ")).slice(0, -1);
 }
 

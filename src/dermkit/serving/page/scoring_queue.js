@@ -77,7 +77,7 @@ export class ScoringQueue extends EventTarget {
 
   #take(image, answer) {
     this.#sitting.update(image, {
-      state: ANSWERED, answer: answer.images[0], warnings: answer.warnings, operatingPoint: answer.operating_point,
+      state: ANSWERED, answer: answer.images[0], operatingPoint: answer.operating_point,
       modelKey: answer.model.model_key, requestId: answer.request_id, problem: null, maps: new Map(), cases: [],
     });
   }

@@ -15,14 +15,10 @@ export class Sitting extends EventTarget {
   images = [];
   selected = null;
   isSaved = true;
-  #nextId = 1;
 
   /** Add files as images that wait; returns them. */
   add(files) {
-    const added = files.map(({ file, name }) => ({
-      id: this.#nextId++, file, name, time: new Date(), state: WAITING, fraction: 0, tries: 0, metadata: {},
-      answer: null, warnings: [], operatingPoint: "", modelKey: "", requestId: "", problem: null, thumbnail: "", preview: "", width: 0, height: 0, isUnshowable: false, isHeld: false, cases: [], maps: new Map(),
-    }));
+    const added = files.map(newImage);
     this.images.push(...added);
     this.#say("images");
     if (!this.selected && added.length) this.select(added[0]);
@@ -77,4 +73,15 @@ function forget(image) {
   for (const url of [image.thumbnail, image.preview, ...[...image.maps.values()].map((map) => map.url)]) {
     if (url) URL.revokeObjectURL(url);
   }
+}
+
+// What is known of an image: its file, where it is on its way, what came back, and what is shown of it.
+function newImage({ file, name }) {
+  return {
+    file, name, time: new Date(), metadata: {},
+    state: WAITING, fraction: 0, tries: 0, isHeld: false,
+    answer: null, problem: null, operatingPoint: "", modelKey: "", requestId: "",
+    thumbnail: "", preview: "", isUnshowable: false, width: 0, height: 0,
+    maps: new Map(), mapClass: "", cases: [],
+  };
 }
