@@ -147,6 +147,7 @@ def test_the_next_commands_survive_any_path(tmp_path: Path, monkeypatch: pytest.
     commands = [shlex.split(line) for line in lines if line.startswith("  dermkit ")]
     assert ["dermkit", "evaluate", str(run), "--open-test", str(dataset)] in commands
     assert ["dermkit", "predict", str(run / "model"), "IMAGE...", "--out", "predictions"] in commands
+    assert ["dermkit", "serve", str(run / "model")] in commands
     (train,) = [words for words in commands if words[1] == "train"]
     assert train[2] == str(run / "recipe.json") and train[train.index("--weights") + 1] == str(weights)
     assert train[train.index("--split") + 1] == str(run / "split.csv")

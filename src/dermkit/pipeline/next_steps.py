@@ -38,6 +38,9 @@ Train all folds again, exactly (with the same --weights FILE, if there was one):
 Predict new images (files, folders, patterns):
   dermkit predict {model} IMAGE... --out predictions{_metadata_option(folder)}
 
+Open a page in the browser that takes images, and an HTTP API:
+  dermkit serve {model}
+
 Test the model{untested} on another data set:
   dermkit evaluate {parent} --on OTHER_DATASET [--map CLASSES.json]
 
@@ -93,6 +96,9 @@ Repeat this run exactly (data set: {dataset.name}):
 
 Predict new images (files, folders, patterns):
   dermkit predict {model} IMAGE... --out predictions{_metadata_option(folder)}
+
+Open a page in the browser that takes images, and an HTTP API:
+  dermkit serve {model}
 
 Test on another data set:
   dermkit evaluate {run} --on OTHER_DATASET [--map CLASSES.json]
