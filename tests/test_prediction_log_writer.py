@@ -131,6 +131,19 @@ def test_while_the_database_is_away_the_outbox_takes_rows_in_order(path: str) ->
     assert verify_log(path).n_rows == 7
 
 
+def test_new_rows_wait_behind_those_in_the_outbox(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "DATABASE_RETRY_SECONDS", 1000.0)
+    with open_log(path, timeout=0.05) as log:
+        with locked(path):
+            ids = log.append([prediction_row(0)])
+        ids += log.append([prediction_row(1)])
+        assert log.status.n_outbox == 2, "the database is back, and older rows are not in it yet"
+    monkeypatch.setattr(writer, "DATABASE_RETRY_SECONDS", 0.02)
+    with open_log(path) as log:
+        wait_until(lambda: log.status.n_outbox == 0)
+    assert ids_of(path) == ids
+
+
 def test_a_moved_database_is_not_begun_anew(path: str) -> None:
     with open_log(path) as log:
         ids = log.append([prediction_row(0)])

@@ -14,7 +14,7 @@ import pytest
 from dermkit.errors import UsageError
 from dermkit.serving.key_file import make_key
 from dermkit.serving.problems import PROBLEM_KINDS, PROBLEM_TYPE, ProblemCode
-from dermkit.serving.recorder import PredictionRecord, PredictionRecorder
+from dermkit.serving.recorder import ExplainRecord, PredictionRecord, PredictionRecorder
 from dermkit.serving.settings import MEBIBYTE, ServeLimits, ServeSettings
 from served import BOUNDARY, FORM_TYPE, QuickWorker, Reply, form, run, served
 
@@ -392,6 +392,9 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
         async def record(self, record: PredictionRecord) -> None:
             raise OSError(f"/srv/jane/secret.db is full: {record}")
 
+        async def record_explain(self, record: ExplainRecord) -> None:
+            raise OSError(f"/srv/jane/secret.db is full: {record}")
+
     caplog.set_level(logging.INFO)
     recorder: PredictionRecorder = Recorder()
 
@@ -426,6 +429,9 @@ def test_every_prediction_is_recorded_before_it_is_given(tmp_path: Path) -> None
 
         async def record(self, record: PredictionRecord) -> None:
             records.append(record)
+
+        async def record_explain(self, record: ExplainRecord) -> None:
+            raise AssertionError(f"no heat map was asked for: {record}")
 
     async def check() -> None:
         async with served(keys=path, recorder=Recorder()) as client:

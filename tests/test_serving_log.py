@@ -18,7 +18,7 @@ from dermkit.prediction_log.writer import PredictionLog, open_log
 from dermkit.serving.app import create_app, public_limits
 from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.feedback import FEEDBACK_RULES, MAX_OUTCOMES, feedback_router
-from dermkit.serving.jobs import Job
+from dermkit.serving.jobs import ExplainJob, Job
 from dermkit.serving.key_file import make_key
 from dermkit.serving.log_recorder import LogRecorder, groups_of_metadata, parse_groups
 from dermkit.serving.problems import Problem, ProblemCode
@@ -40,11 +40,21 @@ DECISIONS = {
 DISTRIBUTION = {"distance": 1.5, "p_value": 0.01, "outside_training_distribution": True}
 
 
+HEAT_MAP: dict[str, Any] = {
+    "refusal": None, "predicted": "nevus", "class_name": "melanoma", "probability": 0.25, "method": "m", "layer": "l",
+    "heat_map_png": "", "picture_jpeg": "", "width": 8, "height": 8, "notes": [], "pixel_sha256": "12" * 32,
+    "legend": {"text": "", "low": "", "high": "", "colours": [], "unseen": ""},
+}  # fmt: skip
+
+
 class FullWorker(QuickWorker):
     """Answers with every field that a row can hold; an image that begins with "broken" is refused."""
 
     def run(self, jobs: Sequence[Job], deliver: Deliver) -> None:
         for index, job in enumerate(jobs):
+            if isinstance(job, ExplainJob) and not job.data.startswith(b"broken"):
+                deliver(index, HEAT_MAP)
+                continue
             if job.data.startswith(b"broken"):
                 deliver(index, {"refusal": {"reason": "truncated", "detail": "Jane Doe 1970.jpg"}})
                 continue
@@ -138,10 +148,30 @@ def test_a_request_of_refused_images_has_its_rows_too(path: str) -> None:
     assert [logged.row.refusal_reason for logged in read_log(path)] == ["truncated"]
 
 
-def test_without_a_row_there_is_no_answer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: int) -> None:
-        raise OSError(28, "No space left on device")
+def test_a_heat_map_names_a_class_and_has_its_row(path: str) -> None:
+    async def main() -> None:
+        with open_log(path, timeout=0.05) as log:
+            async with logging_server(log) as client:
+                reply = await client.post("/v1/explain", form(b"one", field_name="image", class_name="melanoma"))
+                assert reply.status == 200, reply.body
+                assert (await client.post("/v1/explain", form(b"broken", field_name="image"))).status == 422
+                with locked(path), pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("os.fsync", fail)
+                    reply = await client.post("/v1/explain", form(b"one", field_name="image"))
+                    assert (reply.status, reply.json["code"]) == (503, "not_logged")
 
+    run(main())
+    first, refused = [logged.row for logged in read_log(path, route="explain")]
+    assert (first.predicted, first.probabilities, first.pixel_sha256) == ("nevus", {"melanoma": 0.25}, "12" * 32)
+    assert refused.refusal_reason == "truncated"
+    assert list(read_log(path, route="predict")) == []
+
+
+def fail(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_without_a_row_there_is_no_answer(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         with open_log(path, timeout=0.05) as log:
             async with logging_server(log) as client:

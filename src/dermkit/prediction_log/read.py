@@ -28,19 +28,21 @@ class LoggedPrediction:
 
 
 def read_log(
-    log: str, since: datetime | None = None, until: datetime | None = None, *, model_key: str | None = None
-) -> Iterator[LoggedPrediction]:
+    log: str, since: datetime | None = None, until: datetime | None = None, *,
+    model_key: str | None = None, route: str | None = None,
+) -> Iterator[LoggedPrediction]:  # fmt: skip
     """Yield the rows of a log in the order of their writing, as one state of it; closes the log at the end.
 
-    since, until: times of scoring, from `since` on and before `until`. model_key: of one model alone. An outcome that
-    names the pixels holds for every prediction of the image; of several the one observed last holds. Raises
-    `DataError` for no log, `UsageError` for another schema, `LogUnavailable` where the database is away.
+    since, until: times of scoring, from `since` on and before `until`. model_key: of one model alone. route: "predict"
+    leaves out the images of heat maps, which are often those of a prediction before. An outcome that names the pixels
+    holds for every prediction of the image; of several the one observed last holds. Raises `DataError` for no log,
+    `UsageError` for another schema, `LogUnavailable` where the database is away.
     """
     address = parse_address(log)
     with open_reader(address) as connection:
         check_schema(connection, address)
         last_sequence = 0
-        query = _filtered(since, until, model_key)
+        query = _filtered(since, until, model_key, route)
         while rows := connection.execute(query.where(PREDICTIONS.c.sequence > last_sequence)).mappings().all():
             outcomes = _latest_outcomes(connection, rows)
             for row in rows:
@@ -52,13 +54,14 @@ def read_log(
 
 
 def read_frames(
-    log: str, since: datetime | None = None, until: datetime | None = None, *, model_key: str | None = None
-) -> "Iterator[pd.DataFrame]":
+    log: str, since: datetime | None = None, until: datetime | None = None, *,
+    model_key: str | None = None, route: str | None = None,
+) -> "Iterator[pd.DataFrame]":  # fmt: skip
     """Yield the same as data frames of at most `CHUNK_ROWS` rows, with the columns of `flat_columns`."""
     import pandas as pd
 
     chunk: list[dict[str, Any]] = []
-    for logged in read_log(log, since, until, model_key=model_key):
+    for logged in read_log(log, since, until, model_key=model_key, route=route):
         chunk.append(flat_columns(logged))
         if len(chunk) == CHUNK_ROWS:
             yield pd.DataFrame(chunk)
@@ -80,12 +83,16 @@ def flat_columns(logged: LoggedPrediction) -> dict[str, Any]:
     return columns
 
 
-def _filtered(since: datetime | None, until: datetime | None, model_key: str | None) -> Select[Any]:
+def _filtered(
+    since: datetime | None, until: datetime | None, model_key: str | None, route: str | None
+) -> Select[Any]:
     query = select(PREDICTIONS).order_by(PREDICTIONS.c.sequence).limit(CHUNK_ROWS)
     if since is not None:
         query = query.where(PREDICTIONS.c.time >= time_text(since))
     if until is not None:
         query = query.where(PREDICTIONS.c.time < time_text(until))
+    if route is not None:
+        query = query.where(PREDICTIONS.c.route == route)
     return query if model_key is None else query.where(PREDICTIONS.c.model_key == model_key)
 
 

@@ -16,6 +16,8 @@ MAX_TEXT_LENGTH = 300
 """Longest text of a field, in characters: the name of a folder, which a class may be, has 255."""
 GROUP_FIELDS = ("site", "device", "age_group")
 """What a client may say about an image, to compare groups by. No names, no dates of birth, no free notes."""
+PREDICT, EXPLAIN = "predict", "explain"
+"""What was asked of an image: probabilities and a decision, or a heat map, which names the predicted class too."""
 OUTCOME, OVERRIDE = "outcome", "override"
 OUTCOME_KINDS = (OUTCOME, OVERRIDE)
 
@@ -53,20 +55,21 @@ class PredictionRow:
     """One image that was scored or refused, as it is written before the answer is given.
 
     row_id: 32 hex digits; the same row may be given again and is written once. request_id, position: of the request,
-    and the image's place in it, from 0. time: when it was scored. model_key: hex SHA-256 of what decides the model's
-    answers. preprocessing_sha256: of the model's preprocessing. pixel_sha256: of the decoded pixels, "" where they
-    could not be decoded. probabilities, calibrated_probabilities: class -> probability. predicted: the most probable
-    class. operating_point, threshold, positive: the decision, None = no decision was made. referral: "answered",
-    "referred", "withheld" or "". prediction_set: class names, None = the model has none. distance, p_value,
-    outside_training_distribution: None where the model cannot tell. statistics: of the decoded pixels. site, device,
-    age_group: groups that the client gave, "" = not given. refusal_reason: a code, "" = scored; the detail is left
-    out, since it may quote the file. sequence: the place in the log, from 1; 0 = not written yet. Raises `UsageError`
-    for a value that the log does not take.
+    and the image's place in it, from 0. route: `PREDICT` or `EXPLAIN`. time: when it was scored. model_key: hex SHA-256
+    of what decides the model's answers. preprocessing_sha256: of the model's preprocessing. pixel_sha256: of the
+    decoded pixels, "" where they could not be decoded. probabilities, calibrated_probabilities: class -> probability.
+    predicted: the most probable class. operating_point, threshold, positive: the decision, None = no decision was made.
+    referral: "answered", "referred", "withheld" or "". prediction_set: class names, None = the model has none.
+    distance, p_value, outside_training_distribution: None where the model cannot tell. statistics: of the decoded
+    pixels. site, device, age_group: groups that the client gave, "" = not given. refusal_reason: a code, "" = scored;
+    the detail is left out, since it may quote the file. sequence: the place in the log, from 1; 0 = not written yet.
+    Raises `UsageError` for a value that the log does not take.
     """
 
     row_id: str = field(default_factory=new_row_id)
     request_id: str
     position: int
+    route: str = PREDICT
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
     dermkit_version: str
     model_key: str
@@ -103,6 +106,8 @@ class PredictionRow:
             raise _wrong(
                 "refusal_reason", "and predicted: exactly one must be given", "a row is scored or refused"
             )
+        if self.route not in (PREDICT, EXPLAIN):
+            raise _wrong("route", f"{self.route!r} is unknown", f"one of {PREDICT}, {EXPLAIN}")
         if not 0 <= self.position < 2**31:
             raise _wrong("position", f"{self.position} is out of range", "number the images of a request from 0")
         for name in _NUMBER_FIELDS:
@@ -113,7 +118,7 @@ class PredictionRow:
     def columns(self) -> dict[str, Any]:
         """Return column -> value as the database holds it; unknown values are None, and `sequence` is left out."""
         values: dict[str, Any] = {
-            "row_id": self.row_id, "request_id": self.request_id, "position": self.position,
+            "row_id": self.row_id, "request_id": self.request_id, "position": self.position, "route": self.route,
             "time": time_text(self.time), "dermkit_version": self.dermkit_version, "model_key": self.model_key,
             "probabilities": _json_or_none(dict(self.probabilities)),
             "calibrated_probabilities": _json_or_none(dict(self.calibrated_probabilities)),
@@ -201,7 +206,7 @@ class OutcomeRow:
 
 
 STATISTIC_COLUMNS = tuple(entry.name for entry in fields(ImageStatistics))
-_REQUIRED_FIELDS = ("row_id", "request_id", "position", "dermkit_version", "model_key")
+_REQUIRED_FIELDS = ("row_id", "request_id", "position", "route", "dermkit_version", "model_key")
 _OPTIONAL_TEXT_FIELDS = (
     "preprocessing_sha256", "pixel_sha256", "predicted", "operating_point", "referral", *GROUP_FIELDS,
     "refusal_reason",

@@ -29,6 +29,7 @@ PREDICTIONS = Table(
     *_chain_columns(),
     Column("request_id", Text, nullable=False),
     Column("position", Integer, nullable=False),
+    Column("route", Text, nullable=False),
     Column("dermkit_version", Text, nullable=False),
     Column("model_key", Text, nullable=False),
     Column("preprocessing_sha256", Text),

@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Gauge
 from dermkit.data.importers.normalise import parse_age, parse_site
 from dermkit.errors import printable
 from dermkit.images.statistics import ImageStatistics
-from dermkit.prediction_log.rows import GROUP_FIELDS, MAX_TEXT_LENGTH, PredictionRow
+from dermkit.prediction_log.rows import EXPLAIN, GROUP_FIELDS, MAX_TEXT_LENGTH, PredictionRow
 from dermkit.prediction_log.writer import PredictionLog
 from dermkit.serving.problems import Problem, ProblemCode
-from dermkit.serving.recorder import PredictionRecord
-from dermkit.serving.schemas import ImageAnswer, PredictAnswer
+from dermkit.serving.recorder import ExplainRecord, PredictionRecord, record_id
+from dermkit.serving.schemas import ImageAnswer, ModelReference, PredictAnswer
 
 GROUPS_FIELD = "groups"
 _MAX_GROUP_CHARACTERS = 64
@@ -43,6 +43,10 @@ class LogRecorder:
         ]
         await asyncio.wrap_future(self.log.submit(rows))
 
+    async def record_explain(self, record: ExplainRecord) -> None:
+        """Write the row of an image that a heat map was made of; raises as `record` does."""
+        await asyncio.wrap_future(self.log.submit([_explain_row(record)]))
+
     def watch(self, registry: CollectorRegistry) -> None:
         """Let /metrics say what the log has done."""
         for name, text, field in (
@@ -63,9 +67,8 @@ def _row(
     """Return the row of one image; raises `UsageError` for a value that the log does not take."""
     decisions, distribution = image.decisions, image.distribution
     values: dict[str, Any] = {
-        "row_id": image.prediction_id, "request_id": answer.request_id,
-        "position": image.position, "dermkit_version": answer.model.version, "model_key": answer.model.model_key,
-        "preprocessing_sha256": answer.model.preprocessing_sha256, "statistics": statistics, **groups,
+        "row_id": image.prediction_id, "request_id": answer.request_id, "position": image.position,
+        "statistics": statistics, **_model_fields(answer.model), **groups,
     }  # fmt: skip
     if image.refusal is not None:
         return PredictionRow(**values, refusal_reason=image.refusal.reason)
@@ -85,6 +88,28 @@ def _row(
     if distribution is not None:
         values |= distribution.model_dump()
     return PredictionRow(**values)
+
+
+def _explain_row(record: ExplainRecord) -> PredictionRow:
+    """Return the row of a heat map: the predicted class, and the probability of the class that was explained."""
+    result = record.result
+    values: dict[str, Any] = {
+        "row_id": record_id(record.request_id, 0), "request_id": record.request_id, "position": 0, "route": EXPLAIN,
+        **_model_fields(record.model), **groups_of_metadata(record.metadata),
+    }  # fmt: skip
+    if result["refusal"] is not None:
+        return PredictionRow(**values, refusal_reason=result["refusal"]["reason"])
+    return PredictionRow(
+        **values, predicted=printable(result["predicted"])[:MAX_TEXT_LENGTH], pixel_sha256=result["pixel_sha256"],
+        probabilities={result["class_name"]: result["probability"]},
+    )  # fmt: skip
+
+
+def _model_fields(model: ModelReference) -> dict[str, str]:
+    return {
+        "dermkit_version": model.version, "model_key": model.model_key,
+        "preprocessing_sha256": model.preprocessing_sha256,
+    }  # fmt: skip
 
 
 def _statistics(fields: Mapping[str, Any] | None) -> ImageStatistics | None:

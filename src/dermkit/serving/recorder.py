@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 
-from dermkit.serving.schemas import PredictAnswer
+from dermkit.serving.schemas import ModelReference, PredictAnswer
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,20 @@ class PredictionRecord:
     key_id: str
 
 
+@dataclass(frozen=True)
+class ExplainRecord:
+    """One heat map that was made or refused, before its answer is sent.
+
+    result: what the worker says of the image. metadata: age, sex and site as they were used, absent = unknown.
+    """
+
+    request_id: str
+    model: ModelReference
+    result: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    key_id: str
+
+
 class PredictionRecorder(Protocol):
     """Keeps records. field_names: of text fields beside the images that it takes from clients."""
 
@@ -38,6 +52,9 @@ class PredictionRecorder(Protocol):
 
     async def record(self, record: PredictionRecord) -> None:
         """Keep a record; raises where that fails, and the answer is then not given."""
+
+    async def record_explain(self, record: ExplainRecord) -> None:
+        """Keep the record of a heat map, which names the predicted class too; raises as `record` does."""
 
 
 def record_id(request_id: str, position: int) -> str:

@@ -14,7 +14,7 @@ from dermkit.serving.metadata_field import parse_metadata
 from dermkit.serving.multipart import Form, read_form
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.prometheus import METRICS_TYPE, ServerMetrics
-from dermkit.serving.recorder import PredictionRecord, PredictionRecorder, record_id
+from dermkit.serving.recorder import ExplainRecord, PredictionRecord, PredictionRecorder, record_id
 from dermkit.serving.schemas import (
     ExplainAnswer,
     HealthAnswer,
@@ -87,7 +87,7 @@ async def post_predict(request: Request) -> PredictAnswer:
         fields = {name: text for name, text in form.fields.items() if name in record_names}
         statistics = tuple(result.get("statistics") for result in results)
         await _record(
-            server.recorder, PredictionRecord(answer, fields, statistics, tuple(metadata), _key_id(request))
+            server.recorder.record(PredictionRecord(answer, fields, statistics, tuple(metadata), _key_id(request)))
         )
     if not answer.n_scored:
         raise Problem(ProblemCode.IMAGE_REFUSED, images=[image.model_dump() for image in images])
@@ -108,9 +108,13 @@ async def post_explain(request: Request) -> ExplainAnswer:
     form = await read_form(request.receive, single_header(request.scope, b"content-type"), server.limits, names)
     if len(form.images) != 1:
         raise Problem(ProblemCode.FIELD_NOT_VALID, f"image: {len(form.images)} given; one is taken")
-    result = await _while_connected(request.receive, server.queue.explain(_explain_job(form, model)))
+    job = _explain_job(form, model)
+    result = await _while_connected(request.receive, server.queue.explain(job))
     if "not_supported" in result:
         raise Problem(ProblemCode.NOT_SUPPORTED, str(result["not_supported"]))
+    if server.recorder is not None:
+        record = ExplainRecord(request.state.request_id, model.model, result, job.metadata, _key_id(request))
+        await _record(server.recorder.record_explain(record))
     if result["refusal"] is not None:
         refused = image_answer(0, result)
         raise Problem(ProblemCode.IMAGE_REFUSED, images=[refused.model_dump()])
@@ -188,9 +192,9 @@ def _key_id(request: Request) -> str:
     return str(getattr(request.state, "key_id", ""))
 
 
-async def _record(recorder: PredictionRecorder, record: PredictionRecord) -> None:
+async def _record(work: Awaitable[None]) -> None:
     try:
-        await recorder.record(record)
+        await work
     except Problem:  # a field of the client's that the recorder does not take
         raise
     except Exception as error:

@@ -18,7 +18,7 @@ def upgrade() -> None:
         *_chain_columns(),
         *_required("request_id", text),
         *_required("position", integer),
-        *_required("dermkit_version model_key", text),
+        *_required("route dermkit_version model_key", text),
         *_optional("preprocessing_sha256 pixel_sha256 probabilities calibrated_probabilities predicted", text),
         *_optional("operating_point", text),
         *_optional("threshold malignant_probability", double),
