@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dermkit.render.curves import render_roc_overlay
-from dermkit.reporting.comparison_charts import difference_forest, forest_rows, unfolded_metrics
+from dermkit.render.forest import forest_rows
+from dermkit.reporting.comparison_charts import difference_forest, unfolded_metrics
 
 
 def test_a_forest_row_is_placed_on_its_scale() -> None:

@@ -17,6 +17,7 @@ from corner_net import SIZE, save_corner_model
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.explanation import heat_maps
 from dermkit.explanation.deletion import CurveSummary, curve_area
+from dermkit.explanation.map_verdict import judge_maps
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.lesion_masks import find_mask, lesion_share
@@ -161,10 +162,11 @@ def test_no_evidence_leaves_the_picture_as_it_is() -> None:
     [(0.1, 0.1, '<li class="passed">'), (0.1, -0.1, '<li class="">'), (-0.1, 0.1, '<li class="serious">')],
 )
 def test_the_page_marks_curves_by_what_they_say(deletion: float, insertion: float, mark: str) -> None:
+    summary = CurveSummary(2, deletion, insertion, 1, 1)
     html = template_environment().get_template("explain.html.j2").render(
-        title="t", model="m", lead="l", verdict=None, reasons=(), second_input="", check=None, mask_sentence="",
-        curves_uri="",
-        summary=CurveSummary(2, deletion, insertion, 1, 1), images=[], n_images=0, gradient="#fff", rejected=[],
+        title="t", lead="l", verdict=None, reasons=(), second_input="", check=None, mask_sentence="",
+        curve_uris=[], summary=summary, map_verdict=judge_maps([], None, summary), remedies=[],
+        open_images=[], more_images=[], n_images=0, gradient="#fff", rejected=[],
     )  # fmt: skip
     assert f"{mark}<b>Deletion and insertion</b>" in html
 

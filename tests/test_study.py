@@ -167,7 +167,8 @@ def test_a_search_selects_on_validation_resumes_and_trains_the_best(
     assert study["best"]["recipe"] == read(folder / "tune.json")["best_recipe"] == Path(study["final"]).parent.name
     assert study["optimism"] == pytest.approx(study["best"]["value"] - study["corrected"]["value"])
     page = (folder / "tune.html").read_text()
-    assert "Research use only. Not a medical device." in page and "best of 4 trials" in page
+    assert "Research use only. Not a medical device." in page and "best of 4, as measured" in page
+    assert "4 settings of the recipe frozen were tried (4 trained to the end, 0 ended early)" in page
     assert (folder / "history.png").is_file() and len(pd.read_csv(folder / "history.csv")) == 4
 
 

@@ -84,7 +84,7 @@ def draw_curves(
     label: str,
 ) -> bytes:
     """Return a PNG of mean curves, each given as (title, in the map's order, in random orders). label: of y."""
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(curves), 3.2), layout="constrained")
     for number, (title, mapped, random) in enumerate(curves, start=1):
         axes = figure.add_subplot(1, len(curves), number)
         axes.plot(fractions, mapped, color=COLOURS[0], label="order of the map")

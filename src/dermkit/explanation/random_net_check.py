@@ -101,22 +101,22 @@ def image_correlations(trained: NDArray[np.float32], random_maps: Sequence[NDArr
 def compare_with_random_nets(
     pairs: Sequence[tuple[NDArray[np.float32], Sequence[NDArray[np.float32]]]], *, seed: int = 0
 ) -> RandomNetCheck:
-    """Return the check over images, each given as its map (S, S) and those of R random nets."""
-    rank_pairs: list[tuple[Floats, Floats]] = []
-    n_images, n_nets = 0, 0
+    """Return the check over images, each given as its map (S, S) and those of R random nets; images count alike."""
+    by_image: list[list[tuple[Floats, Floats]]] = []
     for trained, random_maps in pairs:
         ranks = map_ranks(trained)
         others = [other for values in random_maps if (other := map_ranks(values)) is not None]
         if ranks is not None and others:
-            n_images, n_nets = n_images + 1, max(n_nets, len(others))
-            rank_pairs += [(ranks, other) for other in others]
-    if not rank_pairs:
+            by_image.append([(ranks, other) for other in others])
+    if not by_image:
         return RandomNetCheck(None, None, 0, 0)
-    correlation = float(np.mean([(ranks * other).sum() for ranks, other in rank_pairs]))
+    correlation = float(np.mean([np.mean([(ranks * other).sum() for ranks, other in one]) for one in by_image]))
     rng = np.random.default_rng(seed)
-    drawn = np.mean([_moved_correlations(ranks, other, rng) for ranks, other in rank_pairs], axis=0)
+    drawn = np.mean(
+        [np.mean([_moved_correlations(*pair, rng) for pair in one], axis=0) for one in by_image], axis=0
+    )
     p = (1 + int((drawn >= correlation).sum())) / (1 + _N_DRAWS)
-    return RandomNetCheck(correlation, p, n_images, n_nets)
+    return RandomNetCheck(correlation, p, len(by_image), max(map(len, by_image)))
 
 
 def _moved_correlations(ranks: Floats, other: Floats, rng: np.random.Generator) -> Floats:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dermkit.errors import DataError, ImageRejected, UsageError
 from dermkit.explanation.deletion import CurveSummary, summarise_curves
+from dermkit.explanation.map_verdict import judge_maps, map_remedies
 from dermkit.explanation.metadata_input import MetadataInput, find_metadata_input
 from dermkit.explanation.nearest_cases import (
     NO_CASES,
@@ -381,12 +382,14 @@ def _write_results(
     """Write tables, page and explain.json, the last, and remove pictures of an earlier explanation."""
     check = compare_with_random_nets(cell_maps) if job.has_checks else None
     curves = summarise_curves([one.curves for one in explanations if one.curves is not None])
+    map_verdict = judge_maps(explanations, check, curves)
     write_tables(job.out, explanations, is_raw=is_raw)
     page = write_page(
         job.out, explanations, model=str(job.predictor.card["recipe"].get("name") or "unnamed"),
         verdict=job.verdict,
         reasons=job.explainer.reasons, check=check, summary=curves,
         second_input=job.metadata.page_text([one.weights for one in explanations]), rejected=rejected,
+        map_verdict=map_verdict, remedies=list(map_remedies(explanations, map_verdict, job.verdict)),
     )  # fmt: skip
     written = {name for one in explanations for name in (one.overlay, one.map_file)}
     for path in (*(job.out / OVERLAY_FOLDER).glob("*.png"), *(job.out / MAP_FOLDER).glob("*.npz")):

@@ -23,6 +23,9 @@ from dermkit.pipeline.auto_recipes import (
 from dermkit.pipeline.dataset_profile import DatasetProfile
 from dermkit.pipeline.estimate_cost import FIT_SAFETY
 
+_TEST_FRACTION = 0.2
+"""Of the images, where none were published as test images (`fold_split`)."""
+
 
 @dataclass(frozen=True)
 class PlanChoice:
@@ -39,15 +42,16 @@ def folds_choice(drafts: RaceDrafts) -> PlanChoice:
     """Return why so many folds are drawn, and why all or one are trained."""
     profile, n_folds = drafts.profile, drafts.n_folds
     smallest = profile.smallest_class
+    published, part = profile.has_published_test, 1.0 if profile.has_published_test else 1 - _TEST_FRACTION
     where = (
-        "the published training images" if profile.has_published_test else "all images but a fifth for the test"
+        "the published training images" if published else "four fifths of the images; the others are for the test"
     )
     reason = (
-        f"every one of {where} is predicted by a net that did not see it or its group, so that recipes are compared on "
-        f"{profile.n_training:,} images"
+        f"every image is predicted by a net that saw neither it nor another of its group, so that recipes are compared "
+        f"on {'' if published else 'about '}{part * profile.n_training:,.0f} images: {where}"
         if drafts.n_trained_folds > 1
-        else f"the time is short: one net of each recipe is trained without the first of {n_folds} folds of {where}, "
-        f"and recipes are compared on about {drafts.n_validation:,.0f} images"
+        else f"the time is short: one net of each recipe is trained without the first of {n_folds} folds, and recipes "
+        f"are compared on about {part * drafts.n_validation:,.0f} images. Folds are of {where}"
     )
     return PlanChoice(
         "folds",
@@ -96,7 +100,7 @@ def first_choice(candidate: Candidate, nets: Sequence[MeasuredNet], budget: floa
     return PlanChoice(
         "first recipe",
         f"{recipe.name}: {recipe.phases[0].views or 'no'} augmented views, {recipe.test_views} test views",
-        f"a frozen net with a trained head is never long, so that there is a model whatever happens{late}",
+        f"a head on a frozen net is trained in a short time, so there is a model whatever happens later{late}",
         f"{net.speed.features:,.0f} images a second through the frozen net ({recipe.compute.precision}), measured; "
         f"about {candidate.seconds:,.0f} s",
         "another net at hand that is faster, or another time",
@@ -134,7 +138,7 @@ def classifiers_choice(classifiers: Sequence[ClassifierDraft]) -> list[PlanChoic
     entered = [KIND_NAMES[draft.time.kind][1] for draft in classifiers if draft.candidate]
     bounds = "; ".join(
         f"{KIND_NAMES[draft.time.kind][1]} {draft.time.seconds:.2g} s for {draft.time.n_rows:,} vectors, "
-        f"counted with {draft.bound:,.2g} s for {draft.n_rows:,}"
+        f"so at most {draft.bound:,.2g} s for {draft.n_rows:,}"
         for draft in classifiers
     )
     measured = {draft.time.kind for draft in classifiers}
@@ -143,10 +147,10 @@ def classifiers_choice(classifiers: Sequence[ClassifierDraft]) -> list[PlanChoic
     return [
         PlanChoice(
             "classifiers on frozen features", ", ".join(entered) or "none",
-            "features are computed already, so that a classifier on them costs its fit and the scoring; last of all, "
-            f"since a fit cannot be ended within: one that is counted with more than {LONGEST_FIT * 100:g} % of the "
-            "time, or with more than is left, does not take part",
-            f"measured on made features, extrapolated and times {FIT_SAFETY:g}: {bounds}{not_measured}",
+            "the features are computed already, so a classifier costs only its fit and its scoring. A fit cannot be "
+            f"stopped halfway: classifiers come last, and one that may take more than {LONGEST_FIT * 100:g} % of the "
+            "time, or more than is left, does not take part",
+            f"measured on random features, extrapolated, and multiplied by {FIT_SAFETY:g}: {bounds}{not_measured}",
             "nothing: all take part" if len(entered) == len(KIND_NAMES)
             else f"more time, or fewer images (at most {MOST_ROWS:,} feature vectors a fit)",
         )
@@ -181,8 +185,8 @@ def ids_choice(profile: DatasetProfile) -> list[PlanChoice]:
     return [
         PlanChoice(
             "groups", "copies alone",
-            "no image has a lesion or patient id, so photographs of one lesion may lie in two folds, and the figures "
-            "be too good",
+            "no image has a lesion or patient id, so photographs of one lesion may lie in two folds, which makes the "
+            "figures too good",
             f"0 of {profile.n_training:,} images with an id", "ids: import them with the images (docs/layouts.md)",
         )
     ]  # fmt: skip
@@ -198,7 +202,7 @@ def audit_choice(profile: DatasetProfile) -> list[PlanChoice]:
     }[state]  # fmt: skip
     return [
         PlanChoice(
-            "data", "as they are", "copies, contradictory labels and leaks are not looked for while training", evidence,
-            "`dermkit audit DATASET --clean` before",
+            "data", "as they are", "training does not look for copies, contradictory labels and leaks", evidence,
+            "an audit before the race: `dermkit audit DATASET --clean`",
         )
     ]  # fmt: skip

@@ -17,13 +17,16 @@ from dermkit.render.style import (
     style_axes,
 )
 
+_SIZE = (4.8, 3.8)
+"""Inches: letters stay readable where the picture fills a phone of 390 pixels."""
+
 
 def draw_history(history: pd.DataFrame, path: Path, *, metric: str, corrected: float | None = None) -> None:
     """Draw each trial's value as a dot and the best so far as steps; the corrected value as a line.
 
     history: columns trial, value, best_so_far.
     """
-    figure = Figure(figsize=(8.2, 3.6), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     style_axes(axes, x="trial", y=mpl_safe(metric), title="Trials")
     trial = float_column(history, "trial")
@@ -41,9 +44,9 @@ def draw_history(history: pd.DataFrame, path: Path, *, metric: str, corrected: f
 def draw_importance(importance: pd.DataFrame, path: Path) -> None:
     """Draw the importance of each field as a bar, the largest first; columns field, importance (summing to 1)."""
     values = float_column(importance, "importance")
-    figure = Figure(figsize=(8.2, 1.2 + 0.32 * len(values)), layout="constrained")
+    figure = Figure(figsize=(_SIZE[0], 1.2 + 0.32 * len(values)), layout="constrained")
     axes = figure.subplots()
-    style_axes(axes, x="importance", title="Importance of each field (PED-ANOVA)")
+    style_axes(axes, x="weight, all adding up to 1", title="Weight of each field (PED-ANOVA)")
     positions = np.arange(len(values))
     axes.barh(positions, values, height=0.7, color=VALIDATION_COLOUR)
     axes.set_yticks(positions, [mpl_safe(str(name)) for name in importance["field"]])

@@ -1,15 +1,15 @@
 """Charts of a comparison: figures and differences as forest plots, and the ROC curves of all entries in one picture."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dermkit.metrics.classification.roc import RocCurve, mean_roc_curve
-from dermkit.metrics.stats.estimate import reliability
 from dermkit.render.curves import render_roc_overlay
+from dermkit.render.forest import forest_rows, without_misleading_interval
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.predictions import to_scored_set
 
@@ -17,36 +17,6 @@ MAX_CURVES = 8
 """Curves in one picture: as many as there are colours that every reader can tell apart."""
 
 FOREST_METRICS = ("balanced_accuracy", "accuracy", "auroc", "sensitivity", "specificity")
-
-
-def forest_rows(
-    items: Iterable[tuple[str, Mapping[str, Any]]], *, low: float, high: float
-) -> list[dict[str, Any]]:
-    """Return rows of a forest plot: name, value, bounds (None without an interval), and their places in percent.
-
-    items: (name, estimate: value, ci95, reason, n). low, high: the ends of the scale; what lies beyond is drawn at its
-    end. An interval that misleads is left out, a doubtful one has the mark `*`.
-    """
-
-    def place(value: float) -> float:
-        return round(100 * min(1.0, max(0.0, (value - low) / (high - low))), 2)
-
-    trusted_items = [(name, _without_misleading_interval(item)) for name, item in items]
-    return [
-        {
-            "name": name, "value": item["value"], "ci95": item["ci95"],
-            "mark": "*" if item["ci95"] and reliability(item) == "doubtful" else "",
-            "n": item.get("n"), "dot": place(item["value"]),
-            "left": place(item["ci95"][0]) if item["ci95"] else None,
-            "width": round(place(item["ci95"][1]) - place(item["ci95"][0]), 2) if item["ci95"] else None,
-        }
-        for name, item in trusted_items
-        if item["value"] is not None
-    ]  # fmt: skip
-
-
-def _without_misleading_interval(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {**item, "ci95": None} if reliability(item) == "none" else item
 
 
 def metric_forest(comparison_json: Mapping[str, Any], split: str, names: Sequence[str]) -> dict[str, Any]:
@@ -95,7 +65,7 @@ def difference_forest(pairs: Sequence[Mapping[str, Any]], split: str) -> dict[st
         ]
         if not items:
             continue
-        shown = [_without_misleading_interval(item) for _, item in items]
+        shown = [without_misleading_interval(item) for _, item in items]
         ends = [abs(end) for item in shown for end in (item["ci95"] or [item["value"]])]
         reach = _round_up(max(ends))
         forests[metric] = {"rows": forest_rows(items, low=-reach, high=reach), "reach": reach}

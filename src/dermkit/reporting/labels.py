@@ -120,6 +120,7 @@ def page_templates() -> Environment:
     environment.filters["words"] = humanise
     environment.filters["trust"] = reliability
     environment.filters["method"] = lambda name: METHOD_LABELS.get(name, name)
+    environment.filters["upper_first"] = lambda text: text[:1].upper() + text[1:]
     environment.filters["label_of_class"] = lambda name: CLASS_METRIC_LABELS[name]
     environment.globals |= {"per_class_names": CLASS_METRIC_LABELS, "instead": FALLBACKS}
     return environment

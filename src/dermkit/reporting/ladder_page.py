@@ -6,6 +6,7 @@ from typing import Any
 
 from dermkit.files import write_text
 from dermkit.metrics.stats.estimate import reliability
+from dermkit.render.forest import forest_rows
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.terminal import figure_lines, wrapped
 from dermkit.runs.documents import saved_content
@@ -36,7 +37,10 @@ def write_ladder_page(folder: Path) -> Path:
             ladder=ladder,
             rungs=rungs,
             skipped=[rung for rung in ladder["rungs"] if rung["reason"]],
-            sentences=list(ladder_sentences(ladder)),
+            lead=ladder_lead(ladder),
+            answer=_ladder_answer(ladder),
+            headline=_reference_forest(ladder),
+            remedies=list(ladder_remedies(ladder)),
             blocks=list(_difference_blocks(ladder)),
             figure_rows=list(_figure_rows(rungs)),
             leak_rows=list(_leak_rows(rungs)),
@@ -49,6 +53,16 @@ def write_ladder_page(folder: Path) -> Path:
     return folder / LADDER_PAGE
 
 
+def ladder_lead(ladder: _Json) -> str:
+    """Return what was done, in plain words."""
+    names = [rung["name"] for rung in ladder["rungs"] if not rung["reason"]]
+    return (
+        f"The same recipe was trained {ladder['repeats']} times on each kind of split, by {', by '.join(names)}, of "
+        f"{ladder['n']:,} images in {ladder['n_groups']:,} independent groups. A split by image may put photographs of "
+        "one lesion into training and test: how much does that flatter the figures?"
+    )
+
+
 def figure_title(row: _Json) -> str:
     """Return the name of a figure of ladder.json."""
     if not row["class"]:
@@ -56,21 +70,19 @@ def figure_title(row: _Json) -> str:
     return f"{'Sensitivity' if row['metric'] == 'recall' else 'AUROC'}, {row['class']}"
 
 
+def _lower_title(row: _Json) -> str:
+    name = figure_title(row)
+    return name if name.startswith("AUROC") else name[0].lower() + name[1:]
+
+
 def ladder_sentences(ladder: _Json) -> Iterator[str]:
     """Yield what each rung makes of balanced accuracy and accuracy, against the reference."""
-    for metric in _HEADLINE_METRICS:
-        for row in ladder["differences"]:
-            if (row["metric"], row["class"]) == (metric, "") and ladder["reference"] in (
-                row["first"],
-                row["second"],
-            ):
-                yield difference_sentence(row)
+    yield from map(difference_sentence, _reference_rows(ladder))
 
 
 def difference_sentence(row: _Json) -> str:
     """Return a difference between two rungs as a sentence. row: of `differences` in ladder.json."""
-    name = figure_title(row)
-    name = name if name.startswith("AUROC") else name[0].lower() + name[1:]
+    name = _lower_title(row)
     if row["value"] is None or not row["ci95"]:
         reason = row.get("reason") or "no interval"
         return f"{name}, split by {row['first']} against {row['second']}: not known ({reason})."
@@ -86,36 +98,74 @@ def difference_sentence(row: _Json) -> str:
     return f"Split by {row['first']} in place of {row['second']}, {name} {outcome}: {figures}."
 
 
+def _ladder_answer(ladder: _Json) -> dict[str, Any]:
+    """Return the word on what the finer split does, its kind and its sentences for the first screen."""
+    rows = [row for row in _reference_rows(ladder) if row["value"] is not None and row["ci95"]]
+    flattering = [row for row in rows if row["ci95"][0] > 0 and row["second"] != "source"]
+    if not rows:
+        word, about, kind = "Not known", "what a finer split does to the figures", "care"
+    elif flattering:
+        row = flattering[0]
+        word, kind = f"{row['value']:+.3f} too good", "bad"
+        about = f"{_lower_title(row)} where the split is by {row['first']} in place of {row['second']}"
+    else:
+        word, kind = "No inflation is shown", "care"
+        about = f"by a finer split than by {ladder['reference']}, with {ladder['repeats']} repeats"
+    return {"word": word, "about": about, "kind": kind, "sentences": list(ladder_sentences(ladder))}
+
+
+def _reference_rows(ladder: _Json) -> Iterator[_Json]:
+    """Yield the headline differences between the reference and any other rung."""
+    for metric in _HEADLINE_METRICS:
+        for row in ladder["differences"]:
+            if (row["metric"], row["class"]) == (metric, "") and ladder["reference"] in (
+                row["first"],
+                row["second"],
+            ):
+                yield row
+
+
+def _reference_forest(ladder: _Json) -> dict[str, Any]:
+    """Return the forest plot of the first screen."""
+    several = len({(row["first"], row["second"]) for row in _reference_rows(ladder)}) > 1
+    items = [
+        (f"{figure_title(row)}, {row['first']} less {row['second']}" if several else figure_title(row), row)
+        for row in _reference_rows(ladder)
+    ]
+    return _forest(items)
+
+
+def _forest(items: Sequence[tuple[str, _Json]]) -> dict[str, Any]:
+    """Return rows of differences on a scale from -limit to limit, and what is not known: (name, reason)."""
+    ends = [abs(end) for _, row in items for end in (row["ci95"] or ())]
+    limit = min(1.0, max([0.05, *ends]))
+    return {
+        "rows": forest_rows([(name, row) for name, row in items if row["ci95"]], low=-limit, high=limit),
+        "limit": limit,
+        "unknown": [(name, row.get("reason") or "no interval") for name, row in items if not row["ci95"]],
+    }
+
+
+def ladder_remedies(ladder: _Json) -> Iterator[str]:
+    """Yield what to do next after a ladder, in plain words."""
+    yield (
+        f"Report the figures split by {ladder['reference']}, the only ones here that are those of a model. `dermkit "
+        "train` splits by lesion and patient unasked."
+    )
+    if any(row["ci95"] and row["ci95"][0] <= 0 <= row["ci95"][1] for row in _reference_rows(ladder)):
+        yield (
+            f"Repeat more often to narrow the intervals: `--repeats {2 * ladder['repeats']}`. An interval across 0 "
+            "does not show that the split makes no difference."
+        )
+    yield "Look for copies that no id tells of: `dermkit audit DATASET --clean`. They leak in every rung."
+
+
 def _difference_blocks(ladder: _Json) -> Iterator[dict[str, Any]]:
-    """Yield each pair of rungs with its rows, those with the reference first; places are in percent of the scale."""
+    """Yield each pair of rungs with the rows of its forest plot, those with the reference first."""
     pairs = list(dict.fromkeys((row["first"], row["second"]) for row in ladder["differences"]))
     for first, second in sorted(pairs, key=lambda pair: ladder["reference"] not in pair):
         rows = [row for row in ladder["differences"] if (row["first"], row["second"]) == (first, second)]
-        bounds = [abs(bound) for row in rows for bound in (row["ci95"] or ())]
-        limit = min(1.0, max([0.05, *bounds]))
-        yield {
-            "first": first,
-            "second": second,
-            "limit": limit,
-            "is_open": ladder["reference"] in (first, second),
-            "rows": [_placed(row, limit) for row in rows],
-        }
-
-
-def _placed(row: _Json, limit: float) -> dict[str, Any]:
-    def place(value: float) -> float:
-        return 50 + 50 * max(-1.0, min(1.0, value / limit))
-
-    placed: dict[str, Any] = {
-        **row,
-        "title": figure_title(row),
-        "mark": bool(reliability(row)) and bool(row["ci95"]),
-    }
-    if row["value"] is not None and row["ci95"]:
-        low, high = map(place, row["ci95"])
-        placed |= {"left": low, "width": high - low, "dot": place(row["value"])}
-        placed["kind"] = "above" if row["ci95"][0] > 0 else "below" if row["ci95"][1] < 0 else ""
-    return placed
+        yield {"first": first, "second": second, **_forest([(figure_title(row), row) for row in rows])}
 
 
 def _figure_rows(rungs: Sequence[_Json]) -> Iterator[dict[str, Any]]:
@@ -155,23 +205,23 @@ def confounders(ladder: _Json) -> Iterator[str]:
     """Yield what the rungs still differ by beside what they keep together."""
     names = [rung["name"] for rung in ladder["rungs"] if not rung["reason"]]
     yield (
-        "As many training images come from more lesions where images of one lesion may lie on both sides. Such a net "
-        "has seen more lesions, which makes it a little better, leak or not. The table of sizes has the numbers."
+        "Where the images of one lesion may be divided between training and test, the same number of training images "
+        "comes from more lesions. A net that has seen more lesions is a little better, even without a leak."
     )
-    yield ("Validation images leak as the test images do, so a rung that leaks may keep a later epoch.")
+    yield "Validation images leak as test images do, so a split that leaks may choose a later epoch."
     yield (
-        "Near copies are kept together in every rung only where the audit found them (`dermkit audit DATASET "
-        "--clean`). Those that nobody found leak in every rung, and the ladder does not show them."
+        "Near copies stay together only where the audit found them (`dermkit audit DATASET --clean`). Copies that were "
+        "not found leak in every split, and the ladder does not show them."
     )
     yield (
-        "The repeats draw from one pool, so their training images overlap; a data set collected anew varies more than "
-        "these intervals say."
+        "All repeats draw from the same images, so their training images overlap; newly collected images would vary "
+        "more than these intervals say."
     )
     if "source" in names:
         yield (
-            "The rung by source is a shift too: other cameras, other patients, another mixture of classes, often "
-            "another number of images. Its difference is what a new place costs, not a leak alone. Accuracy depends on "
-            "the mixture, balanced accuracy and AUROC less so."
+            "A split by source changes more than the leak: other cameras, other patients, another mixture of classes, "
+            "often another number of images. Its difference is what a new clinic costs, not a leak alone. Accuracy "
+            "depends on the mixture of classes, balanced accuracy and AUROC less so."
         )
 
 

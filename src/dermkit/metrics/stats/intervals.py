@@ -155,6 +155,21 @@ def proportion_estimate(is_success: Bools, groups: Ints) -> Estimate:
     return with_caveats(Estimate(successes / n, bounds, n, method), size_caveats or boundary_caveats)
 
 
+def mean_estimate(values: Floats) -> Estimate:
+    """Return the mean of (n,) independent values with Student's t interval; no interval for a single value.
+
+    Raises `ValueError` for no values.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("a mean needs a value")
+    mean = float(values.mean())
+    if n == 1:
+        return Estimate(mean, None, 1, NO_METHOD, "one value has no spread")
+    reach = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return with_caveats(Estimate(mean, (mean - reach, mean + reach), n, "Student's t"), too_few(n))
+
+
 @dataclass(frozen=True, eq=False)
 class SharedGroups:
     """What proportions of disjoint images share through groups that hold images of several of them.
