@@ -17,7 +17,7 @@ from dermkit.recipes.schema import Recipe
 from made_pages import make_long_pages, make_quick_pages
 from test_pages import SOUND
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 PHONE, DESK = 390, 1280
 HIGHEST = 5_000  # pixels of an unfolded page on a desk
 
