@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv, ndtr, ndtri
+from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.estimate import NO_METHOD, UNRELIABLE_PREFIX, Estimate, with_caveats
@@ -166,7 +166,7 @@ def mean_estimate(values: Floats) -> Estimate:
     mean = float(values.mean())
     if n == 1:
         return Estimate(mean, None, 1, NO_METHOD, "one value has no spread")
-    reach = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    reach = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
     return with_caveats(Estimate(mean, (mean - reach, mean + reach), n, "Student's t"), too_few(n))
 
 
