@@ -75,7 +75,7 @@ def command_problems(text: str) -> list[str]:
     lines, inline = code_spans(text)
     problems = []
     for span in [*lines, *inline]:
-        flags = re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)
+        flags = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", span)
         problems += [f"{flag} in `{span}`" for flag in flags if flag not in any_flag]
         for words in re.findall(r"(?<!import )\bdermkit(?:\.cli)? (?=[a-z])([^;|]*)", span):
             problems += _problems_of_call(words, span)
@@ -90,7 +90,7 @@ def _problems_of_call(words: str, span: str) -> list[str]:
     name = f"{first} {second}" if f"{first} {second}" in commands else first
     if name not in commands:
         return [f"no command {first} in `{span}`"]
-    flags = re.findall(r"(?<![\w-])--[a-z][a-z-]*", words)
+    flags = re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", words)
     return [f"{name} has no {flag} in `{span}`" for flag in flags if flag not in commands[name] | {"--help"}]
 
 

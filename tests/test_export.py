@@ -345,7 +345,7 @@ def test_validation_images_of_the_run_are_taken(trained: Path, tmp_path: Path) -
 def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
     exported: Path, ensemble: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def copy_net(_predictor: Predictor, number: int, _to: str, folder: Path) -> None:
+    def copy_net(_predictor: Predictor, number: int, _to: str, folder: Path, _int8: object) -> None:
         (folder / f"net-{number}.onnx").write_bytes((exported / f"net-{number}.onnx").read_bytes())
 
     monkeypatch.setattr(export_run, "_write_net", copy_net)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dermkit import cli as command_line
 from test_evaluation_options import make_frame, make_run
 
 REFUSED = ("torch", "torchvision", "timm", "lightning_fabric", "safetensors")
@@ -65,6 +66,17 @@ def test_the_hook_refuses(hook: Path, name: str) -> None:
     assert f"ImportError: {name} is not installed here" in done.stderr
     inside = python(hook, "-c", "import dermkit.prediction.torch_model")
     assert "is not installed here" in inside.stderr, "also below one of ours"
+
+
+@pytest.mark.parametrize(("package", "code"), [("torch", 2), ("timm.models", 2), ("nothing", 1)])
+def test_a_command_that_needs_torch_says_what_to_install(
+    package: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise ModuleNotFoundError(f"No module named '{package}'", name=package)
+
+    assert command_line.run_command(command, debug=False) == code
+    assert ("To do: pip install 'dermkit[train]'" in capsys.readouterr().err) == (code == 2)
 
 
 def test_results_need_no_torch(hook: Path, tmp_path: Path) -> None:

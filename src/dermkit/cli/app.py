@@ -33,7 +33,7 @@ from dermkit.cli.results import compare_command, evaluate_command, report_comman
 from dermkit.cli.serve import serve_command
 from dermkit.cli.train import train_command
 from dermkit.cli.tune import tune_command
-from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, out_of_memory
+from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, UsageError, out_of_memory
 from dermkit.files import shell_path
 from dermkit.training.distributed.environment import die_with_parent, is_rank
 
@@ -49,6 +49,8 @@ app.add_typer(log_app, name="log")
 
 INTERRUPTED = RunInterrupt.exit_code
 _MAX_PATH_SHOWN = 300
+_TRAIN_PACKAGES = ("torch", "torchvision", "timm", "safetensors", "lightning_fabric", "captum", "imblearn")
+"""What dermkit[train] installs; every other command works without them."""
 
 FAULT_TEXT = (
     "Kept: the files written before it\nTo do: run it again with `dermkit --debug ...` and report what it prints"
@@ -224,12 +226,21 @@ def _report_error(error: Exception) -> int:
         message = "the connection to another rank broke: one of them has ended"
     elif isinstance(error, MemoryError):
         message, code = str(out_of_memory("this command")), ResourceError.exit_code
+    elif isinstance(error, ImportError) and (error.name or "").partition(".")[0] in _TRAIN_PACKAGES:
+        message, code = _absent_package_text(error), UsageError.exit_code
     elif isinstance(error, OSError) and error.errno is not None:
         message, code = _file_error_text(error), OutputError.exit_code
     else:
         message = f"a fault in dermkit: {type(error).__name__}: {error}\n{FAULT_TEXT}"
     say_error(f"error: {message}")
     return code
+
+
+def _absent_package_text(error: ImportError) -> str:
+    return (
+        f"this command needs the packages of dermkit[train]: {error}\nKept: files written before it\n"
+        "To do: pip install 'dermkit[train]'; predictions from an exported folder need no torch (docs/export.md)"
+    )
 
 
 def _file_error_text(error: OSError) -> str:

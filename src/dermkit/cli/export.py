@@ -20,12 +20,29 @@ def export_command(
             "repeated.",
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Weights and activations in 8 bits: faster, and less accurate; the cost is measured."
+        ),
+    ] = False,
+    max_label_changes: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="With --int8, the largest fraction of images whose label may change, else refused.",
+        ),
+    ] = 0.05,
 ) -> None:
     from dermkit.export.run import export_model
 
     with progress_bar() as progress:
-        outcome = export_model(model, to=to, out=out, images=images or [], progress=progress)
-    for sentence in outcome.parity.sentences():
+        outcome = export_model(
+            model, to=to, out=out, images=images or [], int8=int8, max_label_changes=max_label_changes,
+            progress=progress,
+        )  # fmt: skip
+    for sentence in outcome.comparison_lines:
         echo(sentence)
     for path in outcome.nets:
         echo(str(path))

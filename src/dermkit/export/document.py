@@ -18,7 +18,6 @@ from dermkit.models.engines.sessions import (
 )
 from dermkit.models.exported_folder import (
     EXPORT,
-    FLOAT32,
     described_card,
     described_member,
     exported_features_file,
@@ -51,18 +50,18 @@ _STEPS = (
 
 def export_json(
     predictor: "Predictor", exported: str, folder: Path, *, parity: Mapping[str, Any], versions: Mapping[str, str],
-    test_pictures: Sequence[Floats],
+    test_pictures: Sequence[Floats], precision: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the content of export.json.
 
-    folder: where the nets' files are. parity: the comparison with torch. test_pictures: torch's probabilities (N, K) of
-    the test pictures, for each net.
+    folder: where the nets' files are. parity: the comparison with torch. test_pictures: probabilities (N, K) of the
+    test pictures for each net, torch's or in int8 those of the exported net. precision: float32 or int8.
     """
     card = predictor.card
     return {
         "notice": RESEARCH_ONLY,
         "exported_to": exported,
-        "precision": FLOAT32,
+        "precision": precision,
         **described_card(card, predictor.classes),
         "nets": [
             _net_json(member, number, exported, folder) | {"test_pictures": probabilities.tolist()}
@@ -122,15 +121,18 @@ def net_description(predictor: "Predictor") -> str:
     )
 
 
-def readme_text(predictor: "Predictor", content: Mapping[str, Any], warnings: Sequence[str] = ()) -> str:
-    """Return README.md of an exported folder. content: of export.json."""
+def readme_text(
+    predictor: "Predictor", content: Mapping[str, Any], comparison: Sequence[str], warnings: Sequence[str] = ()
+) -> str:
+    """Return README.md of an exported folder. content: of export.json. comparison: how far it is from torch."""
     classes = "\n".join(
         f"| {number} | {markdown(entry.name)} | {markdown(entry.malignancy)} |"
         for number, entry in enumerate(predictor.classes)
     )
     nets = "\n".join(f"- `{net['file']}`: {markdown(net['backbone'])}" for net in content["nets"])
     steps = "\n".join(f"{number}. {step}" for number, step in enumerate(content["steps"], start=1))
-    parity, warning_lines = content["parity"], "".join(f"{markdown(warning)}\n" for warning in warnings)
+    warning_lines = "".join(f"{markdown(warning)}\n" for warning in warnings)
+    comparison_lines = "\n".join(f"- {markdown(line)}" for line in comparison)
     return f"""# {markdown(content["recipe"]["name"] or "A model")}, exported to {content["exported_to"]}
 
 **{RESEARCH_ONLY}**
@@ -149,6 +151,7 @@ From an image to a decision (`{EXPORT.name}` has the numbers):
 
 {steps}
 
-On {parity["n_images"]} images ({parity["images"]}) no probability differed from torch's by more than
-{parity["max_probability_difference"]:.2g}.
+Compared with the torch model:
+
+{comparison_lines}
 """

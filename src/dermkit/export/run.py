@@ -3,19 +3,32 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dermkit.errors import UntrustedError, UsageError, did_you_mean
 from dermkit.export.document import export_json, net_description, net_properties, readme_text
 from dermkit.export.folder import export_place, move_into_place, scratch_folder
+from dermkit.export.int8 import (
+    MAX_LABEL_CHANGES,
+    Int8Images,
+    calibration_batches,
+    check_label_changes,
+    cost_lines,
+    divide_images,
+    int8_parity,
+)
 from dermkit.files import output_errors, read_regular, sha256_bytes, write_bytes, write_rows, write_text
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.models.card import EVALUATION_FIELD, MODEL_CARD_FILE, MODEL_JSON, TRAINING_IMAGES_FILE, card_text
 from dermkit.models.checksums import write_checksums
 from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
+from dermkit.models.engines.quantisation import quantise
+from dermkit.models.engines.scoring import session_engine
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.models.exported_folder import (
     EXPORT,
+    FLOAT32,
+    INT8,
     ONNX_FORMAT,
     OPENVINO_FORMAT,
     README_FILE,
@@ -23,10 +36,11 @@ from dermkit.models.exported_folder import (
     exported_features_file,
     net_file,
 )
+from dermkit.models.net_engine import NetEngine
 from dermkit.models.test_pictures import draw_test_pictures
 from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS
 from dermkit.prediction.locate import check_model_folder
-from dermkit.prediction.parity import ParityReport, compare_nets
+from dermkit.prediction.parity import ParityReport, compare_nets, images_at_once
 from dermkit.prediction.parity_images import check_usable, choose_images
 from dermkit.progress import Progress
 
@@ -46,25 +60,29 @@ _NOT_HERE = {
 
 @dataclass(frozen=True)
 class ExportOutcome:
-    """An exported folder, the file of each net in it, and its comparison with torch."""
+    """An exported folder, the file of each net in it, its comparison with torch, and what a person reads of that."""
 
     folder: Path
     nets: tuple[Path, ...]
     parity: ParityReport
+    comparison_lines: tuple[str, ...]
 
 
 def export_model(
-    model: Path, *, to: str, out: Path, images: Sequence[str] = (), progress: Progress | None = None
-) -> ExportOutcome:
+    model: Path, *, to: str, out: Path, images: Sequence[str] = (), int8: bool = False,
+    max_label_changes: float = MAX_LABEL_CHANGES, progress: Progress | None = None,
+) -> ExportOutcome:  # fmt: skip
     """Write the nets of a model folder as files that other tools run, and compare them with torch first.
 
     to: "onnx" or "openvino". out: a new folder, or one of an earlier export, which is replaced at the end. images:
     files, folders or patterns to compare on; () = validation images of the model's run, or drawn lesions where these
-    are not at hand. Whatever fails, nothing is left in `out` or beside it, and an earlier export stays.
+    are not at hand. int8: weights and activations in 8 bits, with ranges from every second image, compared on the
+    others. max_label_changes: largest fraction of these, 0 to 1, that may have another label in int8. Whatever fails,
+    nothing is left in `out` or beside it, and an earlier export stays.
 
-    Raises `UsageError` for another format, a package that is absent or too old, and a net that the format cannot hold;
-    `UntrustedError` for a changed model, and where the exported nets do not give what torch gives; `DataError` where no
-    image could be used; `OutputError`.
+    Raises `UsageError` for another format, a package that is absent or too old, a net that the format cannot hold, and
+    too few images for int8; `UntrustedError` for a changed model, and where the exported nets do not give what torch
+    gives; `DataError` where no image could be used; `OutputError`.
     """
     say = (progress or Progress()).say
     _check_format(to)
@@ -72,6 +90,7 @@ def export_model(
     check_model_folder(model)
     place = export_place(out)
     parity_images = choose_images(model, images)
+    int8_images = divide_images(parity_images) if int8 else None
     from dermkit.prediction.load import load_model
 
     with scratch_folder(place, progress or Progress()) as scratch:
@@ -79,14 +98,35 @@ def export_model(
         check_usable(parity_images, predictor.resizings)
         for number in range(len(predictor.nets)):
             say(f"writing net {number + 1} of {len(predictor.nets)} as {to}")
-            _write_net(predictor, number, to, scratch)
-        report = compare_nets(predictor, open_sessions(scratch, to, len(predictor.nets)), parity_images)
-        report.check(to)
-        _write_documents(predictor, to, scratch, report)
+            _write_net(predictor, number, to, scratch, int8_images)
+        sessions = open_sessions(scratch, to, len(predictor.nets))
+        report = compare_nets(predictor, sessions, int8_images.comparison if int8_images else parity_images)
+        comparison = _check_comparison(predictor, to, report, int8_images, max_label_changes)
+        _write_documents(predictor, to, scratch, comparison, sessions if int8 else None)
         move_into_place(scratch, place)
     folder = out if out.is_dir() else place  # a path through an absent folder and back leads nowhere
     files = tuple(folder / net_file(number, to) for number in range(len(predictor.nets)))
-    return ExportOutcome(folder, files, report)
+    return ExportOutcome(folder, files, report, comparison.lines)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The comparison with torch as export.json has it, and for a person."""
+
+    parity: dict[str, Any]
+    lines: tuple[str, ...]
+
+
+def _check_comparison(
+    predictor: "Predictor", to: str, report: ParityReport, int8_images: Int8Images | None, max_label_changes: float
+) -> _Comparison:
+    """Return what is said of the comparison; raises `UntrustedError` where the nets are too far from torch."""
+    if int8_images is None:
+        report.check(to)
+        return _Comparison(report.as_dict(), tuple(report.sentences()))
+    check_label_changes(report, max_label_changes)
+    parity = int8_parity(predictor, report, int8_images, max_label_changes)
+    return _Comparison(parity, tuple(cost_lines(parity)))
 
 
 def _check_format(to: str) -> None:
@@ -100,7 +140,9 @@ def _check_format(to: str) -> None:
     )
 
 
-def _write_net(predictor: "Predictor", number: int, to: str, folder: Path) -> None:
+def _write_net(
+    predictor: "Predictor", number: int, to: str, folder: Path, int8_images: Int8Images | None = None
+) -> None:
     """Write one net; OpenVINO's own converter reports every use to its maker, so it reads the ONNX file."""
     from dermkit.models.engines.graph import onnx_bytes
 
@@ -110,6 +152,9 @@ def _write_net(predictor: "Predictor", number: int, to: str, folder: Path) -> No
         predictor.nets[number], member.preprocessing, member.views, properties=properties,
         description=net_description(predictor),
     )  # fmt: skip
+    if int8_images is not None:
+        size = images_at_once(member)
+        content = quantise(content, calibration_batches(predictor, number, int8_images.calibration, size=size))
     write_bytes(path, content)
     if to == ONNX_FORMAT:
         return
@@ -138,23 +183,29 @@ def open_sessions(folder: Path, exported: str, n_nets: int) -> list[Session]:
     return [OpenVinoSession(path, n_threads=1) for path in paths]
 
 
-def _write_documents(predictor: "Predictor", to: str, folder: Path, report: ParityReport) -> None:
+def _write_documents(
+    predictor: "Predictor", to: str, folder: Path, comparison: _Comparison, int8_sessions: Sequence[Session] | None
+) -> None:
+    """Write all but the nets, the checksums last. int8_sessions: of nets in int8, None for float32."""
     packages = {package: installed_version(package) or "" for package in _PACKAGES[to]}
-    _write_model_files(predictor, folder)
+    _write_model_files(predictor, folder, has_features=not int8_sessions)
     content = export_json(
-        predictor, to, folder, parity=report.as_dict(), versions={**predictor.runtime.versions, **packages},
-        test_pictures=_score_test_pictures(predictor),
+        predictor, to, folder, parity=comparison.parity, versions={**predictor.runtime.versions, **packages},
+        test_pictures=_score_test_pictures(predictor, int8_sessions), precision=INT8 if int8_sessions else FLOAT32,
     )  # fmt: skip
     EXPORT.write(folder, content)
     evaluation = predictor.card.get(EVALUATION_FIELD) or {}
     broken = [str(entry.get("sentence", "")) for entry in evaluation.get("broken_guarantees", ())]
-    write_text(folder / README_FILE, readme_text(predictor, content, broken))
+    write_text(folder / README_FILE, readme_text(predictor, content, comparison.lines, broken))
     write_text(folder / MODEL_CARD_FILE, card_text(predictor.card))
     write_checksums(folder)
 
 
-def _write_model_files(predictor: "Predictor", folder: Path) -> None:
-    """Write what dermkit needs beside the nets: the card as it is, the training images, the training features."""
+def _write_model_files(predictor: "Predictor", folder: Path, *, has_features: bool) -> None:
+    """Write what dermkit needs beside the nets: the card as it is, the training images, the training features.
+
+    has_features: false in int8, whose features lie elsewhere than those that the distances were fitted on.
+    """
     from dermkit.models.training_features_file import exported_features_bytes
 
     card = read_regular(predictor.folder / MODEL_JSON.name)
@@ -167,13 +218,16 @@ def _write_model_files(predictor: "Predictor", folder: Path) -> None:
     write_bytes(folder / MODEL_JSON.name, card)
     write_rows(folder / TRAINING_IMAGES_FILE, TRAINING_IMAGE_COLUMNS, predictor.training_images)
     for number, features in enumerate(predictor.training_features):
-        if features is not None:
+        if features is not None and has_features:
             write_bytes(folder / exported_features_file(number), exported_features_bytes(features))
 
 
-def _score_test_pictures(predictor: "Predictor") -> list[Floats]:
-    """Return each net's probabilities of the test pictures, (N, K), as torch gives them."""
+def _score_test_pictures(predictor: "Predictor", int8_sessions: Sequence[Session] | None) -> list[Floats]:
+    """Return each net's probabilities of the test pictures, (N, K): torch's, or those of the nets in int8."""
+    engines: Sequence[NetEngine] = predictor.net_engines
+    if int8_sessions:
+        engines = [session_engine(*pair, INT8) for pair in zip(int8_sessions, predictor.members, strict=True)]
     return [
         engine.score(draw_test_pictures(member.preprocessing.size))[0]
-        for engine, member in zip(predictor.net_engines, predictor.members, strict=True)
+        for engine, member in zip(engines, predictor.members, strict=True)
     ]

@@ -29,7 +29,8 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Format -> the endings of a net's files; the first is the one that is opened."""
 
-FLOAT32 = "float32"
+FLOAT32, INT8 = "float32", "int8"
+"""Precision of the weights and products of an exported net."""
 
 
 def net_file(number: int, exported: str) -> str:

@@ -39,7 +39,7 @@ from dermkit.models.engines.packages import (
     load_onnxruntime,
     load_openvino,
 )
-from dermkit.models.engines.scoring import TOLERANCE, SessionEngine, SessionRuntime
+from dermkit.models.engines.scoring import TOLERANCE, SessionRuntime, session_engine
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.prediction.parity import compare_nets
 from dermkit.prediction.parity_images import ParityImages
@@ -221,12 +221,7 @@ def _with_engine(predictor: "Predictor", engine: str, files: Sequence[Path], thr
         for path in files
     ]
     engines = tuple(
-        SessionEngine(
-            session,
-            engine_text(engine),
-            0 if member.metadata is None else member.metadata.width,
-            len(member.views),
-        )
+        session_engine(session, member, engine_text(engine))
         for session, member in zip(sessions, predictor.members, strict=True)
     )
     return replace(predictor, runtime=SessionRuntime(engines, predictor.runtime.versions), reload=None)

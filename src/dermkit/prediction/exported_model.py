@@ -1,7 +1,7 @@
 """An exported folder becomes a `Predictor`: its nets run by ONNX Runtime or OpenVINO. Without torch.
 
 Every byte is verified before use, what export.json repeats of model.json must be the same in both, and each net is run
-on test pictures, whose probabilities must be those that torch gave when it was exported.
+on test pictures, whose probabilities must be those of the export: torch's, or in int8 its own.
 """
 
 import math
@@ -32,16 +32,20 @@ from dermkit.models.engines.packages import (
 from dermkit.models.engines.scoring import (
     BATCH_TOLERANCE,
     FEATURE_TOLERANCE,
+    INT8_TOLERANCE,
     TOLERANCE,
     SessionEngine,
     SessionRuntime,
+    session_engine,
 )
 from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
 from dermkit.models.exported_folder import (
     EXPORT,
     FLOAT32,
+    INT8,
     ONNX_FORMAT,
     OPENVINO_FORMAT,
+    README_FILE,
     SUFFIXES,
     described_card,
     described_member,
@@ -96,20 +100,25 @@ def load_exported_model(
         pictures = [_recorded_pictures(net, len(content.classes)) for net in export["nets"]]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _broken(folder, f"not that of an exported model: {error}") from error
-    name = _choose_engine(folder, exported, engine)
-    engines = [_open_net(content, number, exported, name, n_threads) for number in range(len(content.members))]
+    name, is_int8 = _choose_engine(folder, exported, engine), export["precision"] == INT8
+    engines = [
+        _open_net(content, number, exported, name, n_threads, is_int8=is_int8)
+        for number in range(len(content.members))
+    ]
     n_features = [
-        _check_pictures(folder / net_files(number, exported)[0], *of_net)
+        _check_pictures(folder / net_files(number, exported)[0], *of_net, INT8_TOLERANCE if is_int8 else TOLERANCE)
         for number, of_net in enumerate(zip(engines, content.members, pictures, strict=True))
     ]
     progress = progress or Progress()
     progress.say(f"engine: {engine_text(name)}, which reads this folder, exported to {exported}")
+    if is_int8:
+        progress.say(_int8_warning(export["parity"]))
     files, card = content.files, content.card
     return Predictor(
         folder, content.classes, content.members, SessionRuntime(tuple(engines), software_versions()), card,
         sha256_bytes(files[MODEL_JSON.name]), progress, read_card_policy(folder, card),
         parse_training_images(files[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        tuple(_read_features(content, number, n) for number, n in enumerate(n_features)),
+        tuple(None if is_int8 else _read_features(content, number, n) for number, n in enumerate(n_features)),
         files_sha256=files.sha256, model_key=str(export["model_key"]),
     )  # fmt: skip
 
@@ -133,8 +142,8 @@ def _check_export(content: ModelContent, export: Mapping[str, Any]) -> str:
     folder, exported = content.folder, export["exported_to"]
     if exported not in SUFFIXES:
         raise ValueError(f"exported_to {str(exported)[:40]!r} is not one of {', '.join(SUFFIXES)}")
-    if export["precision"] != FLOAT32:
-        raise ValueError(f"precision {str(export['precision'])[:40]!r} is not {FLOAT32}")
+    if export["precision"] not in (FLOAT32, INT8):
+        raise ValueError(f"precision {str(export['precision'])[:40]!r} is not {FLOAT32} or {INT8}")
     if export["model_sha256"] != sha256_bytes(content.files[MODEL_JSON.name]):
         raise _broken(folder, f"of another model than {MODEL_JSON.name} beside it: model_sha256 differs")
     if len(export["nets"]) != len(content.members):
@@ -146,7 +155,8 @@ def _check_export(content: ModelContent, export: Mapping[str, Any]) -> str:
         for name, value in described_member(member).items():
             _check_same(folder, f"nets[{number}].{name}", net[name], value)
         _check_listed(content.files, net_files(number, exported))
-    _check_parity(folder, export["parity"])
+    check = _check_parity if export["precision"] == FLOAT32 else _check_label_changes
+    check(folder, export["parity"])
     return str(exported)
 
 
@@ -171,6 +181,20 @@ def _check_parity(folder: Path, parity: Mapping[str, Any]) -> None:
                 f"its comparison with torch has {measured} {difference:g} at {limit} {allowed:g}, and at most "
                 f"{largest:g} is taken",
             )
+
+
+def _check_label_changes(folder: Path, parity: Mapping[str, Any]) -> None:
+    """Raise `UntrustedError` where more labels changed in int8 than the export was held to."""
+    n_images, n_changes, limit = (parity[name] for name in ("n_images", "n_different_labels", "max_label_changes"))
+    if not (type(n_changes) is type(n_images) is int and 0 <= n_changes <= float(limit) * n_images <= n_images):
+        raise _broken(folder, f"{n_changes} of {n_images} labels changed in int8, and at most {limit} of them may")
+
+
+def _int8_warning(parity: Mapping[str, Any]) -> str:
+    return (
+        f"warning: its nets are in int8: {parity['n_different_labels']} of {parity['n_images']} images had another "
+        f"label than in float32 when it was exported; {README_FILE} of the folder says what it costs"
+    )
 
 
 def _recorded_pictures(net: Mapping[str, Any], n_classes: int) -> NDArray[np.float64]:
@@ -209,7 +233,9 @@ def _choose_engine(folder: Path, exported: str, engine: str | None) -> str:
     return name
 
 
-def _open_net(content: ModelContent, number: int, exported: str, engine: str, n_threads: int) -> SessionEngine:
+def _open_net(
+    content: ModelContent, number: int, exported: str, engine: str, n_threads: int, *, is_int8: bool
+) -> SessionEngine:
     """Return the engine of a net, from the bytes that were verified."""
     names, member = net_files(number, exported), content.members[number]
     path, net_bytes = content.folder / names[0], [content.files[name] for name in names]
@@ -218,19 +244,20 @@ def _open_net(content: ModelContent, number: int, exported: str, engine: str, n_
         if engine == ONNXRUNTIME
         else OpenVinoSession(path, n_threads=n_threads, content=net_bytes)
     )
-    n_metadata = 0 if member.metadata is None else member.metadata.width
-    return SessionEngine(session, engine_text(engine), n_metadata, len(member.views))
+    return session_engine(session, member, engine_text(engine) + ", int8" * is_int8)
 
 
-def _check_pictures(path: Path, engine: SessionEngine, member: MemberFields, recorded: NDArray[np.float64]) -> int:
-    """Raise `UntrustedError` unless an engine gives what torch gave of the test pictures; returns C of its features."""
+def _check_pictures(
+    path: Path, engine: SessionEngine, member: MemberFields, recorded: NDArray[np.float64], tolerance: float
+) -> int:
+    """Raise `UntrustedError` unless an engine gives what was recorded of the test pictures; returns C."""
     probabilities, features = engine.score(draw_test_pictures(member.preprocessing.size))
     is_alike = probabilities.shape == recorded.shape and features is not None
     difference = float(np.abs(probabilities - recorded).max()) if is_alike else math.nan
-    if features is None or not difference <= TOLERANCE:
+    if features is None or not difference <= tolerance:
         raise UntrustedError(
-            f"{path}: {engine.net_variant} does not give here what torch gave when it was exported: a probability of "
-            f"a test picture differs by {difference:.2g} (at most {TOLERANCE:g} may be)",
+            f"{path}: {engine.net_variant} does not give here what was recorded when it was exported: a probability of "
+            f"a test picture differs by {difference:.2g} (at most {tolerance:g} may be)",
             outcome=_NOTHING,
             remedy="install another version of this engine, or --engine with the other one",
         )

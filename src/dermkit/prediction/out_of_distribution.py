@@ -49,7 +49,10 @@ class OutlierTest:
     def reason(self) -> str:
         """Return why the test is not applicable, "" where it is."""
         if not self.nets or any(net is None for net in self.nets):
-            return "the model folder holds no training features: it was trained by an older version, or as a trial"
+            return (
+                "the model folder holds no training features: it was trained by an older version or as a trial, or "
+                "exported in int8"
+            )
         if not can_mark([len(net.calibration) for net in self.nets if net is not None]):
             nets = "" if len(self.nets) == 1 else f" with {len(self.nets)} nets"
             return (

@@ -4,7 +4,7 @@ Shapes: N images, K classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class ParityReport:
     images: what these are. worst_image: the name of that with the largest difference. n_different_labels: images with
     another most probable class, n_different_calls: on the other side of the operating point in use; both only where two
     numbers nearly tie. n_in_batch: size of the batch that single images are compared with, the smallest of all nets.
+    names, expected, exported: of each image, and its probabilities from torch and from the exported nets, (N, K).
     """
 
     images: str
@@ -42,6 +43,9 @@ class ParityReport:
     max_batch_difference: float
     n_in_batch: int
     max_feature_difference: float
+    names: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    expected: Floats = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
+    exported: Floats = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for the JSON, without the name of an image, which may be that of a patient."""
@@ -230,5 +234,5 @@ def _report(
         images.source, len(names), names[worst], float(differences[worst]),
         int((expected.argmax(axis=1) != exported.argmax(axis=1)).sum()), n_calls,
         batch_difference, min(map(images_at_once, predictor.members)),
-        float(np.max([batch.feature_difference for batch in batches])),
+        float(np.max([batch.feature_difference for batch in batches])), tuple(names), expected, exported,
     )  # fmt: skip

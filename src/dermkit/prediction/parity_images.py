@@ -1,7 +1,7 @@
 """The images on which an exported net is compared with its original: named ones, validation images, or drawn."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,14 @@ N_DRAWN = 32
 
 @dataclass(frozen=True)
 class ParityImages:
-    """Images to compare on. source: what they are, for a sentence. files: (name, path); () = drawn ones."""
+    """Images to compare on. source: what they are, for a sentence. files: (name, path); () = drawn ones.
+
+    labels: name -> label and lesion, where these are known.
+    """
 
     source: str
     files: tuple[tuple[str, Path], ...]
+    labels: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     def batches(
         self, resizings: Sequence[Preprocessing]
@@ -72,9 +76,9 @@ def choose_images(model: Path, images: Sequence[str]) -> ParityImages:
     """
     if images:
         return ParityImages("the images that were named", _spread(_named_files(images)))
-    validation = _validation_files(model)
+    validation, labels = _validation_files(model)
     if validation:
-        return ParityImages("validation images of the run", _spread(validation))
+        return ParityImages("validation images of the run", _spread(validation), labels)
     return ParityImages("drawn lesions, since no validation images of the run are at hand", ())
 
 
@@ -90,20 +94,28 @@ def _named_files(images: Sequence[str]) -> list[tuple[str, Path]]:
     return files
 
 
-def _validation_files(model: Path) -> list[tuple[str, Path]]:
-    """Return name and path of a run's validation images; none where the run or its images are elsewhere."""
+def _validation_files(model: Path) -> tuple[list[tuple[str, Path]], dict[str, tuple[str, int]]]:
+    """Return name and path of a run's validation images, and the label and lesion of each name.
+
+    None where the run or its images are elsewhere.
+    """
     folder = model.parent if model.name == MODEL_FOLDER else model
     run = RunFolder(folder)
     try:
         root = run.images_root()
-        table = run.table(PREDICTIONS_FILE)
+        table, groups = run.table(PREDICTIONS_FILE), run.groups() or {}
     except DermkitError:  # a broken file of the run says nothing of the model
-        return []
-    if root is None or table is None or not {"split", "path"} <= set(table):
-        return []
+        return [], {}
+    if root is None or table is None or not {"split", "path", "image_id", "label"} <= set(table):
+        return [], {}
     rows = table[table["split"] == "validation"].drop_duplicates("path")
     files = [(str(path), root / str(path)) for path in rows["path"]]
-    return [(name, path) for name, path in files if path.is_file()]
+    image_ids = [str(image_id) for image_id in rows["image_id"]]
+    lesions = [groups.get(image_id, -1 - number) for number, image_id in enumerate(image_ids)]
+    labels = {
+        name: (str(label), lesion) for (name, _), label, lesion in zip(files, rows["label"], lesions, strict=True)
+    }
+    return [(name, path) for name, path in files if path.is_file()], labels
 
 
 def _spread(files: Sequence[tuple[str, Path]]) -> tuple[tuple[str, Path], ...]:

@@ -36,6 +36,10 @@ FEATURE_TOLERANCE = 1e-3
 """Largest difference of a feature, in standard deviations of the features: distances from training images rest on
 them."""
 
+INT8_TOLERANCE = 0.05
+"""Largest difference of a probability of a net in int8 between two machines: processors round its products otherwise,
+and an error in its ranges moves probabilities by much more."""
+
 _CPU = "cpu"
 _Batch = TypeVar("_Batch")
 _Output = TypeVar("_Output")
@@ -75,6 +79,12 @@ class SessionEngine:
         parts = [slice(start, start + size) for start in range(0, len(batch), size)]
         outputs = [self.session(batch[part], None if metadata is None else metadata[part]) for part in parts]
         return NetOutputs(*(np.concatenate(arrays) for arrays in zip(*outputs, strict=True)))
+
+
+def session_engine(session: Session, member: MemberFields, net_variant: str) -> SessionEngine:
+    """Return the engine of a member's net in a file. net_variant: name and version of what runs it."""
+    n_metadata = 0 if member.metadata is None else member.metadata.width
+    return SessionEngine(session, net_variant, n_metadata, len(member.views))
 
 
 @dataclass(frozen=True)
