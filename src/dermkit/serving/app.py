@@ -15,7 +15,7 @@ from dermkit.serving.envelope import Envelope
 from dermkit.serving.limits import RequestLimits
 from dermkit.serving.problems import Problem, ProblemCode, problem_of_status
 from dermkit.serving.routes import ServerState, router
-from dermkit.serving.rules import API_RULES, RouteRule
+from dermkit.serving.rules import API_RULES, MULTIPART_TYPE, PREDICT_PATH, RouteRule
 from dermkit.serving.schemas import ModelAnswer
 from dermkit.serving.settings import ServeLimits, ServeSettings
 
@@ -24,6 +24,19 @@ _ABOUT = (
     "are problem+json with a closed set of codes."
 )
 PUBLIC_LIMITS = ("max_images", "max_image_bytes", "max_body_bytes", "max_waiting")
+
+
+class _Api(FastAPI):
+    """FastAPI whose description says how many images this server takes."""
+
+    max_images = 0
+
+    def openapi(self) -> dict[str, Any]:
+        """Return /openapi.json."""
+        document = super().openapi()
+        body = document["paths"][PREDICT_PATH]["post"]["requestBody"]
+        body["content"][MULTIPART_TYPE]["schema"]["properties"]["images"]["maxItems"] = self.max_images
+        return document
 
 
 def create_app(
@@ -35,10 +48,11 @@ def create_app(
     guard: of API keys, None = none are asked for. routers, rules: paths beside those of the API, and what each takes;
     a path without a rule is not reached.
     """
-    app = FastAPI(
+    app = _Api(
         title="dermkit", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None,
         openapi_url="/openapi.json", lifespan=_lifespan(state), redirect_slashes=False,
     )  # fmt: skip
+    app.max_images = settings.limits.max_images
     app.state.server = state
     for one in (router, *routers):
         app.include_router(one)

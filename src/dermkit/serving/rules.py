@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from dermkit.serving.problems import Problem, ProblemCode
 
+PREDICT_PATH = "/v1/predict"
 MULTIPART_TYPE = "multipart/form-data"
 JSON_TYPE = "application/json"
 
@@ -55,7 +56,7 @@ class RouteRule:
 
 
 API_RULES = (
-    RouteRule("/v1/predict", ("POST",), Scope.PREDICT, MULTIPART_TYPE, needs_model=True),
+    RouteRule(PREDICT_PATH, ("POST",), Scope.PREDICT, MULTIPART_TYPE, needs_model=True),
     RouteRule("/v1/explain", ("POST",), Scope.EXPLAIN, MULTIPART_TYPE, needs_model=True),
     RouteRule("/v1/model", scope=Scope.PREDICT),
     RouteRule("/metrics", scope=Scope.METRICS),
