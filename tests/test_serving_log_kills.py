@@ -58,10 +58,15 @@ def collect(port: int, acknowledged: list[str], stop: threading.Event) -> None:
 
 
 def run_kills(folder: Path, n_kills: int) -> list[str]:
-    """Kill a server under load again and again; returns the ids of what clients were answered."""
-    generator, log = random.Random(5), str(folder / "log.sqlite")
-    acknowledged: list[str] = []
-    for _ in range(n_kills):
+    """Kill a server under load again and again; returns the ids of what clients were answered.
+
+    `kills.json` in the folder holds them after each kill, so that a campaign that was stopped goes on.
+    """
+    log, record = str(folder / "log.sqlite"), folder / "kills.json"
+    done = json.loads(record.read_text()) if record.exists() else {"n_kills": 0, "ids": []}
+    acknowledged: list[str] = done["ids"]
+    for kill in range(done["n_kills"], n_kills):
+        generator = random.Random(kill)
         process, port = start_server(SERVER, log)
         stop = threading.Event()
         clients = [threading.Thread(target=collect, args=(port, acknowledged, stop)) for _ in range(4)]
@@ -75,6 +80,7 @@ def run_kills(folder: Path, n_kills: int) -> list[str]:
             client.join()
         if process.stdout is not None:
             process.stdout.close()
+        record.write_text(json.dumps({"n_kills": kill + 1, "ids": acknowledged}))
     with open_log(log) as prediction_log:
         wait_until(lambda: prediction_log.status.n_outbox == 0)
     check_acknowledged(log, acknowledged)
