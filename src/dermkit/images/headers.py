@@ -20,12 +20,14 @@ from dermkit.images.image_header import (
     MAX_FILE_BYTES,
     MAX_PIXELS_PER_BYTE,
     MAX_SEGMENTS,
+    MAX_SIDE,
     UNCHECKED_PIXELS,
     HeaderRejected,
     ImageHeader,
     check_size,
 )
 from dermkit.images.jpeg_damage import scan_damage
+from dermkit.images.tiff_damage import DEFLATE, check_deflated
 
 
 def read_image_header(data: bytes, *, unchecked_pixels: int = UNCHECKED_PIXELS) -> ImageHeader:
@@ -218,6 +220,7 @@ def _read_bmp(data: bytes) -> ImageHeader:
 
 _TYPE_BYTES = MappingProxyType({1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4})
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 256, 257, 258, 262, 274, 284
+_COMPRESSION, _FILL_ORDER = 259, 266
 _STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _ROWS_PER_STRIP, _SAMPLES_PER_PIXEL = 273, 279, 278, 277
 _TILE_OFFSETS, _TILE_BYTE_COUNTS, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
 _TIFF_SINGLE_VALUE_TAGS = frozenset({256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323})
@@ -316,7 +319,10 @@ def _read_tiff(data: bytes) -> ImageHeader:
     check_size(width, height)
     if directory.next_offset:
         raise HeaderRejected(RejectionReason.MULTI_PAGE, "a TIFF of several pages")
-    _check_strips_and_tiles(directory, width, height)
+    pieces, piece_pixels = _strips_or_tiles(directory, width, height)
+    if directory.integers(_COMPRESSION, (1,))[0] in DEFLATE and directory.integers(_FILL_ORDER, (1,))[0] == 1:
+        bits = directory.integers(_SAMPLES_PER_PIXEL, (1,))[0] * max(directory.integers(_BITS_PER_SAMPLE, (1,)))
+        check_deflated((data[start:end] for start, end in pieces), piece_pixels * -(-bits // 8))
     orientation = directory.integers(_ORIENTATION, (1,))[0]
     bits, white_is_zero = (
         max(directory.integers(_BITS_PER_SAMPLE, (1,))),
@@ -334,21 +340,24 @@ def _read_tiff(data: bytes) -> ImageHeader:
     )
 
 
-def _check_strips_and_tiles(directory: _TiffDirectory, width: int, height: int) -> None:
-    """Check that the number of strips or tiles fits the image size and that each lies inside the file."""
+def _strips_or_tiles(directory: _TiffDirectory, width: int, height: int) -> tuple[list[tuple[int, int]], int]:
+    """Return where each strip or tile begins and ends in the file, and the pixels of one.
+
+    Raises `HeaderRejected` where their number does not fit the image size, or one lies outside the file.
+    """
     if _TILE_OFFSETS in directory.entries:
         tile_width, tile_height = (
             directory.integers(_TILE_WIDTH, (0,))[0],
             directory.integers(_TILE_HEIGHT, (0,))[0],
         )
         check_size(tile_width, tile_height)
-        n_expected = -(-width // tile_width) * -(-height // tile_height)
+        n_expected, n_pixels = -(-width // tile_width) * -(-height // tile_height), tile_width * tile_height
         offsets, lengths = directory.integers(_TILE_OFFSETS), directory.integers(_TILE_BYTE_COUNTS)
     else:
         rows_per_strip = directory.integers(_ROWS_PER_STRIP, (height,))[0]
         if not rows_per_strip:
             raise HeaderRejected(RejectionReason.BROKEN, "strips of no rows")
-        n_expected = -(-height // rows_per_strip)
+        n_expected, n_pixels = -(-height // rows_per_strip), width * min(rows_per_strip, MAX_SIDE)
         offsets, lengths = directory.integers(_STRIP_OFFSETS), directory.integers(_STRIP_BYTE_COUNTS)
     if directory.integers(_PLANAR, (1,))[0] == 2:
         n_expected *= directory.integers(_SAMPLES_PER_PIXEL, (1,))[0]
@@ -356,8 +365,10 @@ def _check_strips_and_tiles(directory: _TiffDirectory, width: int, height: int) 
         raise HeaderRejected(
             RejectionReason.BROKEN, f"{len(offsets)} pieces of pixels where its size asks for {n_expected}"
         )
-    if max(offset + length for offset, length in zip(offsets, lengths, strict=True)) > len(directory.data):
+    pieces = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True)]
+    if max(end for _, end in pieces) > len(directory.data):
         raise HeaderRejected(RejectionReason.TRUNCATED, "pixels point beyond the end")
+    return pieces, n_pixels
 
 
 def _strip_metadata(directory: _TiffDirectory) -> bytes:

@@ -1,0 +1,38 @@
+"""Deflated TIFF files with damaged pixels: libtiff ends with a strip's last pixel and never compares its checksum."""
+
+import zlib
+from collections.abc import Iterable
+
+from dermkit.errors import RejectionReason
+from dermkit.images.image_header import HeaderRejected
+
+DEFLATE = frozenset({8, 32_946})
+"""Values of the tag of compression that stand for zlib: Adobe's and the older one."""
+_CHUNK_BYTES = 256 * 1024
+
+
+def check_deflated(pieces: Iterable[bytes], piece_bytes: int) -> None:
+    """Raise `HeaderRejected` where a strip or tile does not inflate to its end, or not to what its checksum says.
+
+    piece_bytes: the most that a piece holds, in bytes of pixels. One that inflates to more is damaged too: zeros in
+    place of the end of a stream go on as pixels without end.
+    """
+    for piece in pieces:
+        _check_piece(piece, piece_bytes)
+
+
+def _check_piece(piece: bytes, piece_bytes: int) -> None:
+    stream = zlib.decompressobj()
+    left, n_bytes = piece, 0
+    try:
+        while not stream.eof:
+            inflated = stream.decompress(left, _CHUNK_BYTES)
+            left, n_bytes = stream.unconsumed_tail, n_bytes + len(inflated)
+            if n_bytes > piece_bytes or not (inflated or left or stream.eof):
+                break
+    except zlib.error as error:
+        raise HeaderRejected(RejectionReason.BROKEN, f"pixels of a TIFF do not inflate: {error}") from None
+    if n_bytes > piece_bytes:
+        raise HeaderRejected(RejectionReason.BROKEN, "pixels of a TIFF inflate to more than its size asks for")
+    if not stream.eof:
+        raise HeaderRejected(RejectionReason.TRUNCATED, "pixels of a TIFF end before their checksum")
