@@ -152,7 +152,8 @@ app.command(
 )(counterfactuals_command)
 app.command(
     "serve",
-    help="Serve a model as an HTTP API on this machine, or with API keys on a network. Nothing is stored.",
+    help="Serve a model as an HTTP API on this machine, or with API keys on a network. Nothing is stored without "
+    "--log.",
     epilog=examples_text("serve"),
 )(serve_command)
 app.command(

@@ -141,6 +141,10 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "dermkit serve MODEL --host 0.0.0.0 --allow-host lesions.example.org --keys keys.json",
             "on a network, under one name, for those who have a key",
         ),
+        (
+            "dermkit serve MODEL --log log.sqlite",
+            "a row for each answer, before it is given (docs/prediction-log.md)",
+        ),
     ),
     "keys make": (
         (
