@@ -1,6 +1,7 @@
 """/v1/feedback: what became known of images later, added to the prediction log."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -19,6 +20,8 @@ MAX_OUTCOMES = 100
 FEEDBACK_RULES = (RouteRule("/v1/feedback", ("POST",), Scope.FEEDBACK, JSON_TYPE, max_body_bytes=128 * 1024),)
 _CONFIG = ConfigDict(extra="forbid", frozen=True)
 _RETRY_SECONDS = 5
+_MAX_WAITING = 8
+"""Requests with outcomes at one time: each may hold the thread for as long as the log waits for its database."""
 
 
 class OutcomeFields(BaseModel):
@@ -62,9 +65,30 @@ class FeedbackAnswer(BaseModel):
     notice: Literal["Research use only. Not a medical device."] = RESEARCH_ONLY  # type: ignore[assignment]
 
 
+class OutcomeWriter:
+    """Adds outcomes to the log in a thread of its own: where the database is away, the model waits for none of them."""
+
+    def __init__(self, log: PredictionLog) -> None:
+        self._log, self._n_waiting = log, 0
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="dermkit-feedback")
+
+    async def add(self, rows: list[OutcomeRow]) -> OutcomesAdded:
+        """Return what was added; raises `Problem` where the database is away, and at once where too many wait."""
+        if self._n_waiting >= _MAX_WAITING:
+            raise _log_away("too many requests with outcomes wait for its database")
+        self._n_waiting += 1
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._executor, add_outcomes, self._log.address, rows)
+        except DermkitError as error:
+            raise _log_away("its database cannot be used") from error
+        finally:
+            self._n_waiting -= 1
+
+
 def feedback_router(log: PredictionLog) -> APIRouter:
     """Return the route of /v1/feedback. log: where the outcomes are added."""
-    router = APIRouter()
+    router, writer = APIRouter(), OutcomeWriter(log)
 
     @router.post(
         "/v1/feedback", response_model=FeedbackAnswer, responses=PROBLEM_RESPONSES, openapi_extra=_feedback_body(),
@@ -75,7 +99,7 @@ def feedback_router(log: PredictionLog) -> APIRouter:
         rows = _parse_rows(await request.body())
         if log.status.n_outbox:
             raise _log_away("predictions wait for the database of the log")
-        added = await _add(log, rows)
+        added = await writer.add(rows)
         if not added.n_new + added.n_known:
             reasons = "; ".join(dict.fromkeys(one.reason for one in added.rejected))
             raise Problem(ProblemCode.FIELD_NOT_VALID, f"no outcome was taken: {reasons}")
@@ -115,13 +139,6 @@ def _parse_rows(body: bytes) -> list[OutcomeRow]:
         raise Problem(ProblemCode.FIELD_NOT_VALID, f"{place[:100]}: {first['msg'][:100]}") from None
     except UsageError as error:
         raise Problem(ProblemCode.FIELD_NOT_VALID, error.message[:200]) from None
-
-
-async def _add(log: PredictionLog, rows: list[OutcomeRow]) -> OutcomesAdded:
-    try:
-        return await asyncio.to_thread(add_outcomes, log.address, rows)
-    except DermkitError as error:
-        raise _log_away("its database cannot be used") from error
 
 
 def _log_away(detail: str) -> Problem:

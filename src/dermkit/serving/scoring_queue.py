@@ -9,9 +9,10 @@ import logging
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from dermkit.errors import DermkitError
 from dermkit.serving.jobs import ExplainJob, ImageJob, Job, WorkerRefusal
@@ -20,6 +21,7 @@ from dermkit.serving.prometheus import ServerMetrics
 from dermkit.serving.settings import ServeLimits
 from dermkit.serving.worker_process import Deliver, WorkerLost
 
+_Result = TypeVar("_Result")
 _LOG = logging.getLogger("dermkit.serving")
 _LOOK_SECONDS = 1.0
 _MAX_WAIT_TO_RESTART = 30.0
@@ -62,10 +64,11 @@ class _Ticket:
 
 
 class ScoringQueue:
-    """Lets requests wait for the model. All methods are of one event loop; the worker runs beside it in a thread."""
+    """Lets requests wait for the model. All methods are of one event loop; a thread of its own talks to the worker."""
 
     def __init__(self, worker: Worker, limits: ServeLimits, metrics: ServerMetrics) -> None:
         self._worker, self._limits, self._metrics = worker, limits, metrics
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dermkit-worker")
         self._waiting: deque[_Ticket] = deque()
         self._in_work: Sequence[_Ticket] = ()
         self._wake = asyncio.Event()
@@ -108,13 +111,17 @@ class ScoringQueue:
     async def start(self) -> dict[str, Any]:
         """Start the worker and return what the model is; raises the error of the loading."""
         try:
-            facts = await asyncio.to_thread(self._worker.start)
+            facts = await self._in_thread(self._worker.start)
         except asyncio.CancelledError:
             self._worker.kill()
             raise
         self._files_sha256, self._why_not_ready = facts["model"]["files_sha256"], ""
         self._driver = asyncio.create_task(self._drive())
         return facts
+
+    def _in_thread(self, act: Callable[..., _Result], *values: Any) -> "asyncio.Future[_Result]":
+        """Run an act in the thread of the worker, which nothing else keeps busy."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, act, *values)
 
     def refuse_new(self) -> None:
         """Accept no more; what was accepted is answered."""
@@ -128,7 +135,7 @@ class ScoringQueue:
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.wait([self._driver])
-        await asyncio.to_thread(self._worker.stop)
+        await self._in_thread(self._worker.stop)
 
     def kill(self) -> None:
         """End the worker at once, whatever it does: nobody waits any more."""
@@ -206,7 +213,7 @@ class ScoringQueue:
             if not self._worker.is_alive:
                 await self._start_again()
             self._metrics.observe_batch(len(group))
-            lost = await asyncio.to_thread(self._run_once, group, asyncio.get_running_loop())
+            lost = await self._in_thread(self._run_once, group, asyncio.get_running_loop())
             if lost is not None:
                 groups.extend(self._after_loss(group, lost))
 
@@ -273,13 +280,13 @@ class ScoringQueue:
         """Start the worker; returns why it does not run with the same model, "" where it does."""
         self._metrics.count_restart()
         try:
-            facts = await asyncio.to_thread(self._worker.start)
+            facts = await self._in_thread(self._worker.start)
         except DermkitError as error:
             _LOG.error("the worker cannot be started: %s", type(error).__name__)
             return "the model cannot be loaded again"
         if facts["model"]["files_sha256"] == self._files_sha256:
             return ""
-        await asyncio.to_thread(self._worker.stop)
+        await self._in_thread(self._worker.stop)
         return "the model folder was changed: start the server again"
 
     def _refuse_waiting(self) -> None:
