@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,6 +198,19 @@ def test_a_damaged_header_is_refused_or_read_and_says_nothing_of_anybody(
         open_image(bytes(data[: len(data) - cut // 2 * (cut % 2)]))
     except ImageRejected as refusal:
         assert "planted" not in str(refusal).lower() and "Jane" not in str(refusal)
+
+
+def test_identity_is_passed_over_when_the_header_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets: list[Dataset] = []
+    read = pydicom.dcmread
+
+    def spy(*args: Any, **options: Any) -> Dataset:
+        datasets.append(read(*args, **options))
+        return datasets[-1]
+
+    monkeypatch.setattr(pydicom, "dcmread", spy)
+    open_image(dicom(photo()))
+    assert "PixelData" in datasets[0] and [name for name in IDENTITY if name in datasets[0]] == []
 
 
 # Identity -------------------------------------------------------------------------------------------------------
