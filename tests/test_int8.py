@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
 
+import dermkit as dk
 from conftest import Invoke
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.export import run as export_run
@@ -86,6 +88,18 @@ def test_a_prediction_says_that_it_is_in_int8(outcome: ExportOutcome, trained: P
     difference = np.abs(together - load_model(trained).probabilities(pixels)).max()
     assert 1e-6 < difference < 0.2, "other numbers than in float32, and near them"
     assert "exported in int8" in model.outlier_test.reason
+
+
+def test_an_exported_folder_is_evaluated_on_other_images(
+    outcome: ExportOutcome, binary: Path, tmp_path: Path
+) -> None:
+    data = dk.load_dataset(binary)
+    folder = dk.evaluate(outcome.folder, dataset=data, out=tmp_path / "other").parent
+    scored = pd.read_csv(folder / "predictions.csv")
+    again = load_model(outcome.folder).predict([data.image_path(image_id) for image_id in scored["image_id"]])
+    assert len(scored) == len(data.manifest) == len(again)
+    np.testing.assert_allclose(scored["p_malignant"], again["p_malignant"], rtol=0, atol=1e-5)
+    assert set(json.loads((folder / "metrics.json").read_text())["splits"])
 
 
 def test_a_folder_in_int8_is_checked_too(outcome: ExportOutcome, tmp_path: Path) -> None:
