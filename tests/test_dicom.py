@@ -97,6 +97,10 @@ def test_grey_and_ybr_pixels() -> None:
     assert np.array_equal(read, np.array(Image.fromarray(ycc, "YCbCr").convert("RGB")))
 
 
+def test_square_pixels_may_be_named() -> None:
+    np.testing.assert_array_equal(open_image(dicom(photo(), PixelAspectRatio=["1", "1"])).pixels, photo())
+
+
 def test_a_jpeg_inside_is_read_as_that_jpeg() -> None:
     pixels = photo()
     alone, inside = open_image(jpeg_bytes(pixels)), open_image(dicom(pixels, JPEG))
@@ -131,6 +135,14 @@ def _wide_profile() -> bytes:
 # What is refused ------------------------------------------------------------------------------------------------
 
 
+def two_frames() -> bytes:
+    """Return a DICOM file that holds two JPEG files and does not say so."""
+    one = dicom(photo(), JPEG)
+    frames = encapsulate([jpeg_bytes(photo()), jpeg_bytes(photo() // 2)])
+    start = one.index(encapsulate([jpeg_bytes(photo())])[:8])
+    return one[:start] + frames + one[start + len(encapsulate([jpeg_bytes(photo())])) :]
+
+
 def no_marker_jpeg() -> bytes:
     data = jpeg_bytes(photo())
     length = int.from_bytes(data[4:6], "big")
@@ -141,6 +153,18 @@ REFUSED: dict[str, tuple[Callable[[], bytes], RejectionReason, str]] = {
     "CT": (lambda: dicom(photo(), SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), RejectionReason.FORMAT_NOT_ALLOWED, "kind"),
     "frames": (lambda: dicom(photo(), NumberOfFrames=2), RejectionReason.MULTI_PAGE, "several frames"),
     "burned in": (lambda: dicom(photo(), BurnedInAnnotation="YES"), RejectionReason.FORMAT_NOT_ALLOWED, "text"),
+    "burned in, in lower case": (
+        lambda: dicom(photo(), BurnedInAnnotation="YES").replace(b"YES ", b"yes "), RejectionReason.FORMAT_NOT_ALLOWED, "text",
+    ),
+    "stretched": (
+        lambda: dicom(photo(), PixelAspectRatio=["1", "4"]), RejectionReason.UNDEFINED_PIXELS, "not square",
+    ),
+    "inverse look-up": (
+        lambda: dicom(photo()[:, :, 0], PresentationLUTShape="INVERSE"), RejectionReason.UNDEFINED_PIXELS, "table",
+    ),
+    "two JPEG frames": (
+        two_frames, RejectionReason.MULTI_PAGE, "several frames",
+    ),
     "palette": (
         lambda: dicom(photo()[:, :, 0], PhotometricInterpretation="PALETTE COLOR"),
         RejectionReason.FORMAT_NOT_ALLOWED, "colours",

@@ -25,10 +25,12 @@ _SOP_CLASS, _FRAMES, _BURNED_IN = 0x00080016, 0x00280008, 0x00280301
 _SAMPLES, _PHOTOMETRIC, _PLANAR, _ROWS, _COLUMNS = 0x00280002, 0x00280004, 0x00280006, 0x00280010, 0x00280011
 _BITS_ALLOCATED, _BITS_STORED, _SIGNED = 0x00280100, 0x00280101, 0x00280103
 _INTERCEPT, _SLOPE, _LOOK_UP_TABLE, _PROFILE = 0x00281052, 0x00281053, 0x00283000, 0x00282000
+_ASPECT_RATIO, _LOOK_UP_SHAPE = 0x00280034, 0x20500020
 _PIXELS = 0x7FE00010
 _TAGS = (
     _SOP_CLASS, _FRAMES, _BURNED_IN, _SAMPLES, _PHOTOMETRIC, _PLANAR, _ROWS, _COLUMNS, _BITS_ALLOCATED, _BITS_STORED,
-    _SIGNED, _INTERCEPT, _SLOPE, _LOOK_UP_TABLE, _PROFILE, _PIXELS,
+    _SIGNED, _INTERCEPT, _SLOPE, _LOOK_UP_TABLE, _PROFILE, _ASPECT_RATIO,
+    _LOOK_UP_SHAPE, _PIXELS,
 )  # fmt: skip
 """Every element that is read: none of them is about a person."""
 
@@ -69,6 +71,7 @@ def read_dicom(data: bytes, read_jpeg: Callable[[bytes], ImageHeader]) -> ImageH
     width, height = _number(elements, _COLUMNS), _number(elements, _ROWS)
     check_size(width, height)
     _check_samples(elements, colours)
+    _check_shape(elements)
     profile = bytes(elements.get(_PROFILE) or b"").rstrip(b"\0")
     if syntax == _JPEG_BASELINE:
         return _jpeg_header(elements[_PIXELS], (width, height), colours, profile, read_jpeg)
@@ -121,7 +124,7 @@ def _check_kind(elements: Elements) -> None:
         raise _not_allowed("DICOM of another kind than a photograph or secondary capture")
     if (_text(elements, _FRAMES) or "1") != "1":
         raise HeaderRejected(RejectionReason.MULTI_PAGE, "a DICOM file of several frames")
-    if _text(elements, _BURNED_IN) == "YES":
+    if _text(elements, _BURNED_IN).upper() == "YES":
         raise _not_allowed("a DICOM file that says that text is burned into its pixels, which may be a name")
     if _PIXELS not in elements or not isinstance(elements[_PIXELS], bytes):
         raise HeaderRejected(RejectionReason.BROKEN, "a DICOM file without pixels")
@@ -141,8 +144,15 @@ def _check_samples(elements: Elements, colours: str) -> None:
         is_identity = [float(text) for text in is_scaled] == [1.0, 0.0]
     except ValueError:
         is_identity = False
-    if not is_identity or _LOOK_UP_TABLE in elements:
+    if not is_identity or _LOOK_UP_TABLE in elements or _text(elements, _LOOK_UP_SHAPE).upper() == "INVERSE":
         raise HeaderRejected(RejectionReason.UNDEFINED_PIXELS, "a DICOM file whose grey levels need a table")
+
+
+def _check_shape(elements: Elements) -> None:
+    """Raise `HeaderRejected` for pixels that are not square: a lesion would be stretched."""
+    down, _, across = _text(elements, _ASPECT_RATIO).partition("\\")
+    if down.strip() != across.strip():
+        raise HeaderRejected(RejectionReason.UNDEFINED_PIXELS, "a DICOM file whose pixels are not square")
 
 
 def _number(elements: Elements, tag: int) -> int:
@@ -190,6 +200,8 @@ def _only_frame(pixels: bytes) -> bytes:
             raise HeaderRejected(RejectionReason.TRUNCATED, "ends inside the pixels of a DICOM file")
         fragments.append(pixels[position + 8 : position + 8 + length])
         position += 8 + length
+    if sum(fragment.startswith(b"\xff\xd8\xff") for fragment in fragments[1:]) > 1:
+        raise HeaderRejected(RejectionReason.MULTI_PAGE, "a DICOM file of several frames")
     jpeg = b"".join(fragments[1:])
     if not jpeg.startswith(b"\xff\xd8\xff"):
         raise HeaderRejected(RejectionReason.BROKEN, "a DICOM file whose JPEG is none")
