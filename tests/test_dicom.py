@@ -154,7 +154,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], RejectionReason, str]] = {
     "frames": (lambda: dicom(photo(), NumberOfFrames=2), RejectionReason.MULTI_PAGE, "several frames"),
     "burned in": (lambda: dicom(photo(), BurnedInAnnotation="YES"), RejectionReason.FORMAT_NOT_ALLOWED, "text"),
     "burned in, in lower case": (
-        lambda: dicom(photo(), BurnedInAnnotation="YES").replace(b"YES ", b"yes "), RejectionReason.FORMAT_NOT_ALLOWED, "text",
+        lambda: dicom(photo(), BurnedInAnnotation="YES").replace(b"YES ", b"yes "),
+        RejectionReason.FORMAT_NOT_ALLOWED, "text",
     ),
     "stretched": (
         lambda: dicom(photo(), PixelAspectRatio=["1", "4"]), RejectionReason.UNDEFINED_PIXELS, "not square",
