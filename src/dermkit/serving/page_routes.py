@@ -1,6 +1,6 @@
 """The page for people at `/`: files of the package, each with the hash of its bytes as ETag.
 
-No build step and no framework: docs/decisions/0021-the-page.md.
+No build step and no framework: docs/decisions/0024-the-page.md.
 """
 
 import hashlib
