@@ -16,8 +16,15 @@ export function showAnswer(image, images, model, actions) {
   answer.replaceChildren(
     head(image, images, actions),
     element(
-      "div", { class: "answer-grid" }, element("div", { class: "answer-picture" }, pictureCard(image, model, actions)), element("div", { class: "answer-words" }, words(image, model, actions)),
-      element("div", { class: "answer-more" }, image.state === ANSWERED ? furtherCards(image, model, actions) : ""),
+      "div",
+      { class: "answer-grid" },
+      element("div", { class: "answer-picture" }, pictureCard(image, model, actions)),
+      element("div", { class: "answer-words" }, words(image, model, actions)),
+      element(
+        "div",
+        { class: "answer-more" },
+        image.state === ANSWERED ? furtherCards(image, model, actions) : "",
+      ),
     ),
   );
   if (focusId) focusAgain(answer, focusId);
@@ -31,11 +38,30 @@ function focusAgain(answer, id) {
 
 function head(image, images, { step }) {
   const place = images.indexOf(image);
-  const stepButton = (by, name, label) => element("button", { type: "button", id: `step-${name}`, class: "quiet", "aria-label": label, disabled: !images[place + by], onclick: () => step(by) }, icon(name));
+  const stepButton = (by, name, label) =>
+    element(
+      "button",
+      {
+        type: "button",
+        id: `step-${name}`,
+        class: "quiet",
+        "aria-label": label,
+        disabled: !images[place + by],
+        onclick: () => step(by),
+      },
+      icon(name),
+    );
   return element(
-    "div", { class: "answer-head" },
+    "div",
+    { class: "answer-head" },
     element("h2", { title: image.name }, image.name),
-    element("div", { class: "steps" }, element("span", { class: "counts" }, `${place + 1} of ${images.length}`), stepButton(-1, "previous", "Image before"), stepButton(1, "next", "Next image")),
+    element(
+      "div",
+      { class: "steps" },
+      element("span", { class: "counts" }, `${place + 1} of ${images.length}`),
+      stepButton(-1, "previous", "Image before"),
+      stepButton(1, "next", "Next image"),
+    ),
   );
 }
 
@@ -47,21 +73,46 @@ function words(image, model, actions) {
 }
 
 function waitingCard(image) {
-  const text = image.isHeld ? `${problemWords(image.problem.code).title}. ${problemWords(image.problem.code).advice}` : image.state === SENDING ? `Sending: ${Math.round(100 * image.fraction)} %` : image.state === "scoring" ? "The model is looking at it …" : "Waits for its turn.";
+  const text = image.isHeld
+    ? `${problemWords(image.problem.code).title}. ${problemWords(image.problem.code).advice}`
+    : image.state === SENDING
+      ? `Sending: ${Math.round(100 * image.fraction)} %`
+      : image.state === "scoring"
+        ? "The model is looking at it …"
+        : "Waits for its turn.";
   return element("div", { class: "card waiting" }, element("span", { class: "spinner" }), element("p", {}, text));
 }
 
 function refusedCard(image) {
   const { reason = "", detail = "" } = image.answer?.refusal ?? {};
   const [meaning, advice] = refusalWords(reason);
-  return element("div", { class: "problem" }, element("h3", {}, "This image was refused"), element("p", {}, meaning), element("p", {}, advice), detail && element("p", { class: "soft" }, `${reason}: ${detail}`));
+  return element(
+    "div",
+    { class: "problem" },
+    element("h3", {}, "This image was refused"),
+    element("p", {}, meaning),
+    element("p", {}, advice),
+    detail && element("p", { class: "soft" }, `${reason}: ${detail}`),
+  );
 }
 
 function failedCard(image, { retry }) {
   const { title, advice, again } = problemWords(image.problem.code);
-  const facts = [image.problem.detail, image.problem.requestId && `Request ${image.problem.requestId}`].filter(Boolean).join(" · ");
+  const facts = [image.problem.detail, image.problem.requestId && `Request ${image.problem.requestId}`]
+    .filter(Boolean)
+    .join(" · ");
   return element(
-    "div", { class: "problem" }, element("h3", {}, title), element("p", {}, advice), facts && element("p", { class: "soft" }, facts),
-    again && element("button", { type: "button", id: "retry-image", onclick: () => retry(image) }, icon("retry"), "Try again"),
+    "div",
+    { class: "problem" },
+    element("h3", {}, title),
+    element("p", {}, advice),
+    facts && element("p", { class: "soft" }, facts),
+    again &&
+      element(
+        "button",
+        { type: "button", id: "retry-image", onclick: () => retry(image) },
+        icon("retry"),
+        "Try again",
+      ),
   );
 }

@@ -6,8 +6,11 @@ import { counted, joined, numberWord, percent, sentence, wholePercent } from "./
 export function classRows(answer) {
   const set = answer.decisions?.prediction_set ?? [];
   return answer.classes.map((one) => ({
-    name: one.name, malignancy: one.malignancy, probability: one.calibrated_probability ?? one.probability,
-    isFirst: one.name === mostProbable(answer), isInSet: set.includes(one.name),
+    name: one.name,
+    malignancy: one.malignancy,
+    probability: one.calibrated_probability ?? one.probability,
+    isFirst: one.name === mostProbable(answer),
+    isInSet: set.includes(one.name),
   }));
 }
 
@@ -29,7 +32,11 @@ export function classWords(model, className) {
 
 /** Return the name of a class where its words do not say it already, else "". */
 export function classCode(model, className) {
-  const plain = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, " ").trim();
+  const plain = (text) =>
+    text
+      .toLowerCase()
+      .replace(/[^a-z0-9]+/g, " ")
+      .trim();
   return plain(classWords(model, className)) === plain(className) ? "" : className;
 }
 
@@ -41,32 +48,53 @@ export function decisionWords(answer, operatingPoint, model) {
   }
   const word = decisions.positive ? "Positive" : "Negative";
   if (decisions.referral === "referred") {
-    return { kind: "referred", word: "Referred to a person", text: `The model is less sure than it has to be to answer. At ${operatingPoint} it would be ${word.toLowerCase()}.` };
+    return {
+      kind: "referred",
+      word: "Referred to a person",
+      text: `The model is less sure than it has to be to answer. At ${operatingPoint} it would be ${word.toLowerCase()}.`,
+    };
   }
-  return { kind: word.toLowerCase(), word: `${word} at ${operatingPoint}`, text: malignancyText(decisions, model) };
+  return {
+    kind: word.toLowerCase(),
+    word: `${word} at ${operatingPoint}`,
+    text: malignancyText(decisions, model),
+  };
 }
 
 function whyNone(model) {
-  const reason = (model?.why_no_decision || "the model makes none").replace(/^no decision was made: | \(--target names one\)/g, "");
+  const reason = (model?.why_no_decision || "the model makes none").replace(
+    /^no decision was made: | \(--target names one\)/g,
+    "",
+  );
   return sentence(reason);
 }
 
 function malignancyText(decisions, model) {
   const threshold = model?.decision_threshold;
   const sum = `Malignant classes together: ${percent(decisions.malignant_probability)}`;
-  return threshold === null || threshold === undefined ? `${sum}.` : `${sum}; positive from ${percent(threshold)}.`;
+  return threshold === null || threshold === undefined
+    ? `${sum}.`
+    : `${sum}; positive from ${percent(threshold)}.`;
 }
 
 /** Return what the prediction set says, as {text, note}; null where the model has no sets. */
 export function setWords(answer, model) {
   const set = answer.decisions?.prediction_set;
   if (!set) return null;
-  return { text: setText(set.map((name) => classWords(model, name)), answer.classes.length), note: setNote(answer, model) };
+  return {
+    text: setText(
+      set.map((name) => classWords(model, name)),
+      answer.classes.length,
+    ),
+    note: setNote(answer, model),
+  };
 }
 
 function setText(names, nClasses) {
-  if (!names.length) return "No class fits: each is less probable than it mostly is in images of its class. The image is unlike those that the model knows.";
-  if (names.length === nClasses) return `The model cannot tell its ${numberWord(nClasses)} classes apart in this image: none of them can be left out.`;
+  if (!names.length)
+    return "No class fits: each is less probable than it mostly is in images of its class. The image is unlike those that the model knows.";
+  if (names.length === nClasses)
+    return `The model cannot tell its ${numberWord(nClasses)} classes apart in this image: none of them can be left out.`;
   if (names.length === 1) return sentence(`${names[0]} alone`);
   return `One of these ${numberWord(names.length)}: ${joined(names)}.`;
 }
@@ -75,9 +103,11 @@ function setText(names, nClasses) {
 function setNote(answer, model) {
   const facts = model?.prediction_sets;
   if (!facts) return "How often such sets hold the true class is not known.";
-  if (answer.distribution?.outside_training_distribution) return "Nothing is guaranteed of it: the image lies outside those that the model was tried on.";
+  if (answer.distribution?.outside_training_distribution)
+    return "Nothing is guaranteed of it: the image lies outside those that the model was tried on.";
   const rate = `Sets made in this way hold the true class in at least ${wholePercent(facts.coverage)} of the images of each class, for images drawn like the model's validation images.`;
-  if (facts.broken.length) return `${rate} The test images broke that for ${joined(inWords(facts.broken, model), "and")}: do not rely on it.`;
+  if (facts.broken.length)
+    return `${rate} The test images broke that for ${joined(inWords(facts.broken, model), "and")}: do not rely on it.`;
   if (!facts.always_included.length) return rate;
   return `${rate} ${sentence(joined(inWords(facts.always_included, model), "and")).slice(0, -1)} ${facts.always_included.length === 1 ? "is" : "are"} in every set, for too few validation images.`;
 }
@@ -97,21 +127,46 @@ function* distributionWarnings(answer) {
   const outside = answer.distribution;
   if (!outside?.outside_training_distribution) return;
   const p = outside.p_value < 0.001 ? "below 0.001" : outside.p_value.toFixed(3);
-  yield { isSerious: true, title: "Unlike the training images", text: `The image lies farther from the training images than almost all validation images (p ${p.startsWith("below") ? p : `= ${p}`}). It may be no skin lesion, or of another camera or disease. Do not rely on the answer.` };
+  yield {
+    isSerious: true,
+    title: "Unlike the training images",
+    text: `The image lies farther from the training images than almost all validation images (p ${p.startsWith("below") ? p : `= ${p}`}). It may be no skin lesion, or of another camera or disease. Do not rely on the answer.`,
+  };
 }
 
 function* guaranteeWarnings(answer, model) {
   if (!answer.decisions?.is_point_broken) return;
-  const text = model?.evaluation?.broken_guarantees?.join(" ") || "The test images broke the guarantee of this operating point.";
+  const text =
+    model?.evaluation?.broken_guarantees?.join(" ") ||
+    "The test images broke the guarantee of this operating point.";
   yield { isSerious: true, title: "A guarantee was broken", text };
 }
 
 function* imageWarnings(answer) {
-  if (answer.training_split) yield { isSerious: false, title: "The model has seen this image", text: `It was among the images of its ${answer.training_split} split, so the answer says nothing about new images.` };
-  if (answer.blurred) yield { isSerious: false, title: "The image is blurred", text: "Fine structures are lost. Take it again, sharp and near, if you can." };
-  for (const note of answer.notes) yield { isSerious: false, title: "How the image was read", text: sentence(note) };
-  if (answer.decisions && answer.decisions.prediction_set.length && !answer.decisions.prediction_set.includes(answer.decisions.predicted)) {
-    yield { isSerious: false, title: "The most probable class is not in the set", text: "Each class has a bound of its own, and this one missed its bound. Rely on neither." };
+  if (answer.training_split)
+    yield {
+      isSerious: false,
+      title: "The model has seen this image",
+      text: `It was among the images of its ${answer.training_split} split, so the answer says nothing about new images.`,
+    };
+  if (answer.blurred)
+    yield {
+      isSerious: false,
+      title: "The image is blurred",
+      text: "Fine structures are lost. Take it again, sharp and near, if you can.",
+    };
+  for (const note of answer.notes)
+    yield { isSerious: false, title: "How the image was read", text: sentence(note) };
+  if (
+    answer.decisions &&
+    answer.decisions.prediction_set.length &&
+    !answer.decisions.prediction_set.includes(answer.decisions.predicted)
+  ) {
+    yield {
+      isSerious: false,
+      title: "The most probable class is not in the set",
+      text: "Each class has a bound of its own, and this one missed its bound. Rely on neither.",
+    };
   }
 }
 
@@ -124,7 +179,8 @@ export function pointInUse(model) {
 export function costWords(point) {
   const { test_sensitivity: sensitivity, test_specificity: specificity } = point ?? {};
   const parts = [];
-  if (isKnown(sensitivity)) parts.push(`Of 100 malignant lesions like the tested ones it misses ${aboutMissed(sensitivity)}`);
+  if (isKnown(sensitivity))
+    parts.push(`Of 100 malignant lesions like the tested ones it misses ${aboutMissed(sensitivity)}`);
   if (isKnown(specificity)) parts.push(`of 100 others it calls ${aboutMissed(specificity)} positive`);
   const text = parts.join("; ");
   return sentence(text);
@@ -152,6 +208,12 @@ export function countWords(images) {
   const positive = count((image) => image.answer?.decisions?.positive === true);
   const outside = count((image) => image.answer?.distribution?.outside_training_distribution);
   const refused = count((image) => image.state === "refused" || image.state === "failed");
-  return [counted(images.length, "image"), positive && `${positive} positive`, outside && `${outside} unlike training`, refused && `${refused} not scored`]
-    .filter(Boolean).join(" · ");
+  return [
+    counted(images.length, "image"),
+    positive && `${positive} positive`,
+    outside && `${outside} unlike training`,
+    refused && `${refused} not scored`,
+  ]
+    .filter(Boolean)
+    .join(" · ");
 }

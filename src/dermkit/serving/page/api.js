@@ -51,7 +51,10 @@ function send(method, path, body = null, { signal, onProgress } = {}) {
     const request = new XMLHttpRequest();
     request.open(method, path);
     if (key) request.setRequestHeader("Authorization", `Bearer ${key}`);
-    request.upload.addEventListener("progress", (event) => event.lengthComputable && onProgress?.(event.loaded / event.total));
+    request.upload.addEventListener(
+      "progress",
+      (event) => event.lengthComputable && onProgress?.(event.loaded / event.total),
+    );
     request.addEventListener("load", () => settle(request, resolve, reject));
     request.addEventListener("error", () => reject(new Problem("server_away")));
     request.addEventListener("abort", () => reject(new DOMException("cancelled", "AbortError")));

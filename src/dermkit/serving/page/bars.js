@@ -6,7 +6,11 @@ import { percent } from "./numbers.js";
 
 /** Return the bars of an answer. */
 export function classBars(answer, model) {
-  return element("ul", { class: "bars" }, classRows(answer).map((row) => barRow(row, model)));
+  return element(
+    "ul",
+    { class: "bars" },
+    classRows(answer).map((row) => barRow(row, model)),
+  );
 }
 
 function barRow(row, model) {
@@ -14,10 +18,16 @@ function barRow(row, model) {
   fill.style.width = `${100 * row.probability}%`;
   const code = classCode(model, row.name);
   return element(
-    "li", { class: `bar-row${row.isFirst ? " first" : ""}` },
+    "li",
+    { class: `bar-row${row.isFirst ? " first" : ""}` },
     element(
-      "span", { class: "name" }, element("b", {}, classWords(model, row.name)), code && element("span", { class: "soft" }, ` ${code}`),
-      row.malignancy === "benign" ? "" : element("span", { class: `tag ${row.malignancy === "malignant" ? "malignant" : ""}` }, row.malignancy),
+      "span",
+      { class: "name" },
+      element("b", {}, classWords(model, row.name)),
+      code && element("span", { class: "soft" }, ` ${code}`),
+      row.malignancy === "benign"
+        ? ""
+        : element("span", { class: `tag ${row.malignancy === "malignant" ? "malignant" : ""}` }, row.malignancy),
       row.isInSet && element("span", { class: "tag in-set" }, "in the set"),
     ),
     element("span", { class: "percent" }, percent(row.probability)),

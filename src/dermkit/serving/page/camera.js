@@ -4,13 +4,16 @@ import { byId } from "./dom.js";
 import { counted } from "./numbers.js";
 
 const REFUSALS = {
-  NotAllowedError: "The browser did not allow the camera. Allow it in the settings of this site (beside the address), then open the camera again.",
-  SecurityError: "The browser did not allow the camera. Allow it in the settings of this site (beside the address), then open the camera again.",
+  NotAllowedError:
+    "The browser did not allow the camera. Allow it in the settings of this site (beside the address), then open the camera again.",
+  SecurityError:
+    "The browser did not allow the camera. Allow it in the settings of this site (beside the address), then open the camera again.",
   NotFoundError: "No camera was found on this device.",
   NotReadableError: "The camera is in use by another program. Close that program, then open the camera again.",
   AbortError: "The camera stopped. Open it again.",
 };
-const NOT_SECURE = "The browser gives the camera only to pages over https, or on the machine of the server itself (http://127.0.0.1).";
+const NOT_SECURE =
+  "The browser gives the camera only to pages over https, or on the machine of the server itself (http://127.0.0.1).";
 
 let stream = null;
 let isFront = false;
@@ -44,10 +47,17 @@ async function start() {
   try {
     if (!navigator.mediaDevices?.getUserMedia) throw new DOMException("", "NotSecure");
     stream = await navigator.mediaDevices.getUserMedia({
-      video: { facingMode: { ideal: isFront ? "user" : "environment" }, width: { ideal: 2560 }, height: { ideal: 1920 } },
+      video: {
+        facingMode: { ideal: isFront ? "user" : "environment" },
+        width: { ideal: 2560 },
+        height: { ideal: 1920 },
+      },
     });
   } catch (error) {
-    show(error.name === "NotSecure" ? NOT_SECURE : REFUSALS[error.name] ?? "The camera could not be started.", true);
+    show(
+      error.name === "NotSecure" ? NOT_SECURE : (REFUSALS[error.name] ?? "The camera could not be started."),
+      true,
+    );
     return;
   }
   const video = byId("camera-video");
@@ -56,7 +66,9 @@ async function start() {
   video.classList.remove("off");
   byId("take-photograph").disabled = false;
   show("Hold the camera still and near, with one lesion in the middle, sharp and evenly lit.");
-  const cameras = (await navigator.mediaDevices.enumerateDevices()).filter((device) => device.kind === "videoinput");
+  const cameras = (await navigator.mediaDevices.enumerateDevices()).filter(
+    (device) => device.kind === "videoinput",
+  );
   byId("switch-camera").hidden = cameras.length < 2;
 }
 
@@ -78,5 +90,11 @@ function photograph() {
   canvas.width = video.videoWidth;
   canvas.height = video.videoHeight;
   canvas.getContext("2d").drawImage(video, 0, 0);
-  return new Promise((resolve) => canvas.toBlob((blob) => resolve(new File([blob], "photograph.jpg", { type: "image/jpeg" })), "image/jpeg", 0.95));
+  return new Promise((resolve) =>
+    canvas.toBlob(
+      (blob) => resolve(new File([blob], "photograph.jpg", { type: "image/jpeg" })),
+      "image/jpeg",
+      0.95,
+    ),
+  );
 }

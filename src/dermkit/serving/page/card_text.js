@@ -10,7 +10,11 @@ export function cardText(text) {
 
 function block(text) {
   const lines = text.split("\n");
-  if (/^#+ /.test(lines[0])) return [element("h4", {}, inline(lines[0].replace(/^#+ /, ""))), lines.length > 1 ? block(lines.slice(1).join("\n")) : ""];
+  if (/^#+ /.test(lines[0]))
+    return [
+      element("h4", {}, inline(lines[0].replace(/^#+ /, ""))),
+      lines.length > 1 ? block(lines.slice(1).join("\n")) : "",
+    ];
   if (lines[0].startsWith("|")) return table(lines);
   if (lines[0].startsWith("- ")) return list(lines);
   return element("p", {}, inline(lines.join(" ")));
@@ -22,25 +26,60 @@ function list(lines) {
     if (line.startsWith("- ")) items.push(line.slice(2));
     else items[items.length - 1] += ` ${line.trim()}`;
   }
-  return element("ul", { class: "bullets" }, items.map((text) => element("li", {}, inline(text))));
+  return element(
+    "ul",
+    { class: "bullets" },
+    items.map((text) => element("li", {}, inline(text))),
+  );
 }
 
 function table(lines) {
-  const cells = (line) => line.replace(/^\||\|$/g, "").split(/(?<!\\)\|/).map((text) => text.trim());
+  const cells = (line) =>
+    line
+      .replace(/^\||\|$/g, "")
+      .split(/(?<!\\)\|/)
+      .map((text) => text.trim());
   const [head, , ...rows] = lines;
-  return element("div", { class: "table-scroll", tabIndex: 0, role: "group", "aria-label": "Table of the card" }, element(
-    "table", {}, element("thead", {}, element("tr", {}, cells(head).map((text) => element("th", { scope: "col" }, inline(text))))),
-    element("tbody", {}, rows.map((row) => element("tr", {}, cells(row).map((text) => element("td", {}, inline(text)))))),
-  ));
+  return element(
+    "div",
+    { class: "table-scroll", tabIndex: 0, role: "group", "aria-label": "Table of the card" },
+    element(
+      "table",
+      {},
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          cells(head).map((text) => element("th", { scope: "col" }, inline(text))),
+        ),
+      ),
+      element(
+        "tbody",
+        {},
+        rows.map((row) =>
+          element(
+            "tr",
+            {},
+            cells(row).map((text) => element("td", {}, inline(text))),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 /** Return a line with its bold and code parts; a backslash takes the meaning from the sign after it. */
 function inline(text) {
-  return text.split(/(\*\*.+?\*\*|`[^`]+`)/).filter(Boolean).map((part) => {
-    if (/^\*\*.+\*\*$/.test(part)) return element("b", {}, unescaped(part.slice(2, -2)));
-    if (/^`.+`$/.test(part)) return element("code", {}, part.slice(1, -1));
-    return unescaped(part);
-  });
+  return text
+    .split(/(\*\*.+?\*\*|`[^`]+`)/)
+    .filter(Boolean)
+    .map((part) => {
+      if (/^\*\*.+\*\*$/.test(part)) return element("b", {}, unescaped(part.slice(2, -2)));
+      if (/^`.+`$/.test(part)) return element("code", {}, part.slice(1, -1));
+      return unescaped(part);
+    });
 }
 
 function unescaped(text) {

@@ -17,7 +17,8 @@ export class Connection extends EventTarget {
     try {
       this.#take(await readModel());
     } catch (error) {
-      const problem = error instanceof Problem ? error : new Problem("answer_unreadable", { detail: String(error) });
+      const problem =
+        error instanceof Problem ? error : new Problem("answer_unreadable", { detail: String(error) });
       if (ASKS_FOR_KEY.includes(problem.code)) this.dispatchEvent(new CustomEvent("key", { detail: problem }));
       else if (["server_away", "not_ready", "stopping", "queue_full"].includes(problem.code)) this.look(problem);
       else show(problem, true);

@@ -9,21 +9,63 @@ const FORMULA = /^'*[=+\-@\t\r]/;
 export function csvText(images, model) {
   const classNames = model?.classes.map((one) => one.name) ?? [];
   const head = [
-    "image", "time", "state", "predicted", "confidence", "referral", "outside_training_distribution", "positive", "operating_point", "malignant_probability", "prediction_set", "set_size",
-    ...classNames.map((name) => `p_${name}`), "blurred", "training_split", "notes", "refused", "pixel_sha256", "model_key", "request_id", "notice",
+    "image",
+    "time",
+    "state",
+    "predicted",
+    "confidence",
+    "referral",
+    "outside_training_distribution",
+    "positive",
+    "operating_point",
+    "malignant_probability",
+    "prediction_set",
+    "set_size",
+    ...classNames.map((name) => `p_${name}`),
+    "blurred",
+    "training_split",
+    "notes",
+    "refused",
+    "pixel_sha256",
+    "model_key",
+    "request_id",
+    "notice",
   ];
-  return [head, ...images.map((image) => row(image, classNames))].map((cells) => cells.map(cell).join(",")).join("\r\n") + "\r\n";
+  return (
+    [head, ...images.map((image) => row(image, classNames))]
+      .map((cells) => cells.map(cell).join(","))
+      .join("\r\n") + "\r\n"
+  );
 }
 
 function row(image, classNames) {
   const answer = image.answer?.refusal ? null : image.answer;
   const decisions = answer?.decisions;
-  const probabilities = new Map(answer?.classes.map((one) => [one.name, one.calibrated_probability ?? one.probability]) ?? []);
+  const probabilities = new Map(
+    answer?.classes.map((one) => [one.name, one.calibrated_probability ?? one.probability]) ?? [],
+  );
   return [
-    image.name, image.time.toISOString(), image.state, answer ? mostProbable(answer) : "", decisions?.confidence ?? "", decisions?.referral ?? "", yesNo(answer?.distribution?.outside_training_distribution),
-    yesNo(decisions?.positive), image.operatingPoint, decisions?.malignant_probability ?? "", decisions?.prediction_set.join("; ") ?? "", decisions?.prediction_set.length ?? "",
-    ...classNames.map((name) => probabilities.get(name) ?? ""), yesNo(answer?.blurred), answer?.training_split ?? "", answer?.notes.join("; ") ?? "",
-    image.answer?.refusal?.reason ?? (image.state === "failed" ? image.problem.code : ""), answer?.pixel_sha256 ?? "", image.modelKey, image.requestId, "Research use only. Not a medical device.",
+    image.name,
+    image.time.toISOString(),
+    image.state,
+    answer ? mostProbable(answer) : "",
+    decisions?.confidence ?? "",
+    decisions?.referral ?? "",
+    yesNo(answer?.distribution?.outside_training_distribution),
+    yesNo(decisions?.positive),
+    image.operatingPoint,
+    decisions?.malignant_probability ?? "",
+    decisions?.prediction_set.join("; ") ?? "",
+    decisions?.prediction_set.length ?? "",
+    ...classNames.map((name) => probabilities.get(name) ?? ""),
+    yesNo(answer?.blurred),
+    answer?.training_split ?? "",
+    answer?.notes.join("; ") ?? "",
+    image.answer?.refusal?.reason ?? (image.state === "failed" ? image.problem.code : ""),
+    answer?.pixel_sha256 ?? "",
+    image.modelKey,
+    image.requestId,
+    "Research use only. Not a medical device.",
   ];
 }
 

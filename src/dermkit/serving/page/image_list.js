@@ -1,6 +1,13 @@
 // The images of this sitting as a list: what came out, what waits, and how far the queue is.
 
-import { answerWarnings, classWords, countWords, decisionWords, mostProbable, topProbability } from "./answer_words.js";
+import {
+  answerWarnings,
+  classWords,
+  countWords,
+  decisionWords,
+  mostProbable,
+  topProbability,
+} from "./answer_words.js";
 import { byId, element, icon } from "./dom.js";
 import { counted, percent } from "./numbers.js";
 import { problemWords } from "./problem_words.js";
@@ -48,9 +55,28 @@ export class ImageList {
     const hadFocus = row.contains(document.activeElement) ? document.activeElement.className : "";
     const isFinished = !this.#sitting.unfinished.includes(image);
     const label = isFinished ? `Remove ${image.name}` : `Cancel ${image.name}`;
-    const button = element("button", { type: "button", class: "image-button", onclick: () => this.#sitting.select(image) }, thumbnail(image), rowWords(image, this.model));
-    row.replaceChildren(button, element("button", { type: "button", class: "image-remove quiet", "aria-label": label, title: label, onclick: () => this.#sitting.remove(image) }, icon("close")));
-    if (hadFocus) row.querySelector(hadFocus.startsWith("image-remove") ? ".image-remove" : ".image-button").focus();
+    const button = element(
+      "button",
+      { type: "button", class: "image-button", onclick: () => this.#sitting.select(image) },
+      thumbnail(image),
+      rowWords(image, this.model),
+    );
+    row.replaceChildren(
+      button,
+      element(
+        "button",
+        {
+          type: "button",
+          class: "image-remove quiet",
+          "aria-label": label,
+          title: label,
+          onclick: () => this.#sitting.remove(image),
+        },
+        icon("close"),
+      ),
+    );
+    if (hadFocus)
+      row.querySelector(hadFocus.startsWith("image-remove") ? ".image-remove" : ".image-button").focus();
     this.#mark(image);
     this.#showCounts();
   }
@@ -93,11 +119,18 @@ export class ImageList {
 }
 
 function thumbnail(image) {
-  return image.thumbnail ? element("img", { class: "thumbnail", src: image.thumbnail, alt: "" }) : element("span", { class: "thumbnail" }, icon("image"));
+  return image.thumbnail
+    ? element("img", { class: "thumbnail", src: image.thumbnail, alt: "" })
+    : element("span", { class: "thumbnail" }, icon("image"));
 }
 
 function rowWords(image, model) {
-  return element("span", { class: "image-words" }, element("span", { class: "image-name", title: image.name }, image.name.split("/").at(-1)), stateWords(image, model));
+  return element(
+    "span",
+    { class: "image-words" },
+    element("span", { class: "image-name", title: image.name }, image.name.split("/").at(-1)),
+    stateWords(image, model),
+  );
 }
 
 function stateWords(image, model) {
@@ -105,13 +138,40 @@ function stateWords(image, model) {
     const { kind, word } = decisionWords(image.answer, image.operatingPoint, model);
     const [warning] = answerWarnings(image, model);
     return [
-      element("span", { class: "image-class" }, element("span", {}, classWords(model, mostProbable(image.answer))), ` ${percent(topProbability(image.answer))}`),
+      element(
+        "span",
+        { class: "image-class" },
+        element("span", {}, classWords(model, mostProbable(image.answer))),
+        ` ${percent(topProbability(image.answer))}`,
+      ),
       element("span", { class: `image-state ${kind === "none" ? "soft" : kind}` }, word.split(" at ")[0]),
       warning && element("span", { class: "image-state soft" }, icon("warning"), warning.title),
     ];
   }
-  if (image.state === REFUSED) return [element("span", { class: "image-class" }, "Refused"), element("span", { class: "image-state soft" }, refusalWords(image.answer?.refusal?.reason)[0])];
-  if (image.state === FAILED) return [element("span", { class: "image-class" }, "Not scored"), element("span", { class: "image-state soft" }, problemWords(image.problem.code).title)];
-  if (image.state === SENDING) return [element("span", { class: "image-state soft" }, element("progress", { max: 1, value: image.fraction, "aria-label": `Sending ${image.name}` }))];
-  return [element("span", { class: "image-state soft" }, image.state === "scoring" ? element("span", { class: "spinner" }) : "", image.isHeld ? "Tries again soon" : image.state === "scoring" ? "Scoring" : "Waits")];
+  if (image.state === REFUSED)
+    return [
+      element("span", { class: "image-class" }, "Refused"),
+      element("span", { class: "image-state soft" }, refusalWords(image.answer?.refusal?.reason)[0]),
+    ];
+  if (image.state === FAILED)
+    return [
+      element("span", { class: "image-class" }, "Not scored"),
+      element("span", { class: "image-state soft" }, problemWords(image.problem.code).title),
+    ];
+  if (image.state === SENDING)
+    return [
+      element(
+        "span",
+        { class: "image-state soft" },
+        element("progress", { max: 1, value: image.fraction, "aria-label": `Sending ${image.name}` }),
+      ),
+    ];
+  return [
+    element(
+      "span",
+      { class: "image-state soft" },
+      image.state === "scoring" ? element("span", { class: "spinner" }) : "",
+      image.isHeld ? "Tries again soon" : image.state === "scoring" ? "Scoring" : "Waits",
+    ),
+  ];
 }

@@ -26,7 +26,10 @@ function watchButtons(take) {
     event.target.value = "";
   });
   byId("image-folder").addEventListener("change", (event) => {
-    takeFolder([...event.target.files].map((file) => ({ file, name: file.webkitRelativePath || file.name })), take);
+    takeFolder(
+      [...event.target.files].map((file) => ({ file, name: file.webkitRelativePath || file.name })),
+      take,
+    );
     event.target.value = "";
   });
 }
@@ -46,7 +49,8 @@ function watchDrops(take) {
     show(0);
     const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
     const files = [...event.dataTransfer.files].map((file) => ({ file, name: file.name }));
-    if (entries.some((entry) => entry.isDirectory)) takeFolder((await Promise.all(entries.map(filesOf))).flat(), take);
+    if (entries.some((entry) => entry.isDirectory))
+      takeFolder((await Promise.all(entries.map(filesOf))).flat(), take);
     else take(files);
   });
 }
@@ -57,10 +61,17 @@ function holdsFiles(event) {
 
 /** Take the images of a folder; whatever else lies in it, and hidden files, are left out and counted. */
 function takeFolder(files, take) {
-  const images = files.filter(({ name }) => IMAGE_SUFFIX.test(name) && !name.split("/").some((part) => part.startsWith(".")));
+  const images = files.filter(
+    ({ name }) => IMAGE_SUFFIX.test(name) && !name.split("/").some((part) => part.startsWith(".")),
+  );
   const n = files.length - images.length;
   const leftOut = n ? `; ${counted(n, "other file")} left out` : "";
-  take(images, images.length ? `${counted(images.length, "image")} of the folder${leftOut}.` : `There are no images in this folder${leftOut}.`);
+  take(
+    images,
+    images.length
+      ? `${counted(images.length, "image")} of the folder${leftOut}.`
+      : `There are no images in this folder${leftOut}.`,
+  );
 }
 
 async function filesOf(entry) {
@@ -74,7 +85,8 @@ async function filesOf(entry) {
 async function childrenOf(directory) {
   const reader = directory.createReader();
   const children = [];
-  for (;;) { // a reader gives a hundred at a time
+  for (;;) {
+    // a reader gives a hundred at a time
     const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) return children;
     children.push(...some);

@@ -90,6 +90,7 @@ function show() {
 function announceImage(image) {
   if (sitting.unfinished.length > MOST_ANNOUNCED) return; // of many, the list is read; the last are said again
   if (image.state === ANSWERED) announce(`${image.name}: ${shortWords(image, connection.model)}`);
-  else if (image.state === REFUSED) announce(`${image.name}: refused. ${refusalWords(image.answer?.refusal?.reason).join(" ")}`);
+  else if (image.state === REFUSED)
+    announce(`${image.name}: refused. ${refusalWords(image.answer?.refusal?.reason).join(" ")}`);
   else announce(`${image.name}: not scored. ${problemWords(image.problem.code).title}.`);
 }

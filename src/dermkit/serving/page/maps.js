@@ -6,7 +6,8 @@ import { explain } from "./api.js";
 export async function mapOf(image, className, takeCases) {
   if (!image.maps.has(className)) {
     const answer = await explain(image.file, className, image.metadata);
-    if (image.isUnshowable && !image.preview) image.preview = URL.createObjectURL(blobOf(answer.picture_jpeg, "image/jpeg"));
+    if (image.isUnshowable && !image.preview)
+      image.preview = URL.createObjectURL(blobOf(answer.picture_jpeg, "image/jpeg"));
     image.maps.set(className, { ...answer, url: URL.createObjectURL(blobOf(answer.heat_map_png, "image/png")) });
     if (answer.nearest_cases.length && !image.cases.length) takeCases(image, answer.nearest_cases);
   }

@@ -1,6 +1,7 @@
 // The model card: what the model learned from, how good it is on such images, and for whom that is not known.
 
-import { figureList, modelWarnings, rateList } from "./scored_cards.js";
+import { modelWarnings } from "./scored_cards.js";
+import { figureList, rateList } from "./figures.js";
 import { costWords, pointInUse } from "./answer_words.js";
 import { cardText } from "./card_text.js";
 import { byId, element } from "./dom.js";
@@ -37,34 +38,67 @@ function testSections(model) {
   const point = pointInUse(model);
   return [
     element("p", {}, evaluation.verdict),
-    evaluation.of_single_nets && element("p", {}, "The figures are of its single nets, not of their mean, which answers here."),
-    point && [element("h4", {}, `At ${point.name}, which is in use`), rateList(point), element("p", {}, costWords(point))],
-    element("h4", {}, "By the most probable class"), figureList(Object.entries(evaluation.figures)),
-    element("p", { class: "hint" }, `On ${evaluation.n} ${evaluation.split} images, which were drawn as the training images were.`),
+    evaluation.of_single_nets &&
+      element("p", {}, "The figures are of its single nets, not of their mean, which answers here."),
+    point && [
+      element("h4", {}, `At ${point.name}, which is in use`),
+      rateList(point),
+      element("p", {}, costWords(point)),
+    ],
+    element("h4", {}, "By the most probable class"),
+    figureList(Object.entries(evaluation.figures)),
+    element(
+      "p",
+      { class: "hint" },
+      `On ${evaluation.n} ${evaluation.split} images, which were drawn as the training images were.`,
+    ),
   ];
 }
 
 function pointTable(model) {
-  if (!model.operating_points.length) return element("p", {}, sentence(model.why_no_decision || "this model has no operating points"));
+  if (!model.operating_points.length)
+    return element("p", {}, sentence(model.why_no_decision || "this model has no operating points"));
   return table(
     ["Operating point", "Positive from", "Guarantee", "Sensitivity on test images", "Specificity on test images"],
     model.operating_points.map((point) => ({
       isMarked: point.name === model.operating_point,
-      cells: [`${point.name}${point.name === model.operating_point ? " (in use)" : ""}`, point.threshold.toPrecision(3), point.guarantee, point.test_sensitivity?.text ?? "not known", point.test_specificity?.text ?? "not known"],
+      cells: [
+        `${point.name}${point.name === model.operating_point ? " (in use)" : ""}`,
+        point.threshold.toPrecision(3),
+        point.guarantee,
+        point.test_sensitivity?.text ?? "not known",
+        point.test_specificity?.text ?? "not known",
+      ],
     })),
   );
 }
 
 function trainingLines({ training }) {
-  const n = training.n_images ? `${Number(training.n_images).toLocaleString("en")} images` : "an unknown number of images";
+  const n = training.n_images
+    ? `${Number(training.n_images).toLocaleString("en")} images`
+    : "an unknown number of images";
   return [
-    element("p", {}, `${sentence(`${n} of the data set ${training.dataset || "(not recorded)"}`)} Recipe: ${training.recipe || "not recorded"}. ${training.about ?? ""}`),
-    element("p", { class: "hint" }, `Licences of the images: ${flat(training.licences) || "not stated"}. Starting weights: ${training.weights_origin || "not recorded"}; their licence: ${training.weights_licence || "not stated"}.`),
+    element(
+      "p",
+      {},
+      `${sentence(`${n} of the data set ${training.dataset || "(not recorded)"}`)} Recipe: ${training.recipe || "not recorded"}. ${training.about ?? ""}`,
+    ),
+    element(
+      "p",
+      { class: "hint" },
+      `Licences of the images: ${flat(training.licences) || "not stated"}. Starting weights: ${training.weights_origin || "not recorded"}; their licence: ${training.weights_licence || "not stated"}.`,
+    ),
   ];
 }
 
 function flat(value) {
-  return Array.isArray(value) ? value.join(", ") : value && typeof value === "object" ? Object.entries(value).map(([name, n]) => `${name} (${n})`).join(", ") : String(value ?? "");
+  return Array.isArray(value)
+    ? value.join(", ")
+    : value && typeof value === "object"
+      ? Object.entries(value)
+          .map(([name, n]) => `${name} (${n})`)
+          .join(", ")
+      : String(value ?? "");
 }
 
 function unknowns(model) {
@@ -73,21 +107,52 @@ function unknowns(model) {
     "How good it is on images that were chosen or taken in another way than its data set's.",
     "What it says of lesions of other classes: every image gets one of its classes.",
     "Whether an image shows a lesion at all. An image unlike the training images is marked, where the model can tell.",
-    model.out_of_distribution ? null : `Whether an image is unlike the training images: ${model.why_no_out_of_distribution}.`,
+    model.out_of_distribution
+      ? null
+      : `Whether an image is unlike the training images: ${model.why_no_out_of_distribution}.`,
   ];
-  return element("ul", { class: "bullets" }, lines.filter(Boolean).map((line) => element("li", {}, line)));
+  return element(
+    "ul",
+    { class: "bullets" },
+    lines.filter(Boolean).map((line) => element("li", {}, line)),
+  );
 }
 
 function classTable(model) {
-  return table(["Class", "Diagnosis", "Counted as"], model.classes.map((one) => ({ cells: [one.name, one.diagnosis || "not known", one.malignancy] })));
+  return table(
+    ["Class", "Diagnosis", "Counted as"],
+    model.classes.map((one) => ({ cells: [one.name, one.diagnosis || "not known", one.malignancy] })),
+  );
 }
 
 /** Return a table; the first cell of a row is its heading. */
 function table(heads, rows) {
   return element(
-    "div", { class: "table-scroll", tabIndex: 0, role: "group", "aria-label": heads[0] },
-    element("table", {}, element("thead", {}, element("tr", {}, heads.map((text) => element("th", { scope: "col" }, text)))), element("tbody", {}, rows.map(({ cells, isMarked }) => element(
-      "tr", { class: isMarked ? "in-use" : null }, cells.map((text, place) => (place ? element("td", {}, text) : element("th", { scope: "row" }, text))),
-    )))),
+    "div",
+    { class: "table-scroll", tabIndex: 0, role: "group", "aria-label": heads[0] },
+    element(
+      "table",
+      {},
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          heads.map((text) => element("th", { scope: "col" }, text)),
+        ),
+      ),
+      element(
+        "tbody",
+        {},
+        rows.map(({ cells, isMarked }) =>
+          element(
+            "tr",
+            { class: isMarked ? "in-use" : null },
+            cells.map((text, place) => (place ? element("td", {}, text) : element("th", { scope: "row" }, text))),
+          ),
+        ),
+      ),
+    ),
   );
 }

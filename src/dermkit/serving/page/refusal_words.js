@@ -14,10 +14,19 @@ export const REFUSAL_WORDS = {
   multi_page: ["The file holds several pages.", "Save the one you mean as JPEG or PNG."],
   undefined_pixels: ["Some of its pixels are not defined.", "Save it anew in an image program."],
   broken: ["The file is damaged.", "Download it again, or open it in an image program and save it anew."],
-  out_of_memory: ["The server had too little memory for it.", "Save it smaller, or try again when the server is less busy."],
+  out_of_memory: [
+    "The server had too little memory for it.",
+    "Save it smaller, or try again when the server is less busy.",
+  ],
   out_of_time: ["Opening it took the server too long.", "Save it anew in an image program."],
-  ended_worker: ["Opening it ended the program that reads images, so nobody should rely on this file.", "Save it anew in an image program."],
-  not_scored: ["The model could not score it.", "Try again. If it happens again, save it anew in an image program."],
+  ended_worker: [
+    "Opening it ended the program that reads images, so nobody should rely on this file.",
+    "Save it anew in an image program.",
+  ],
+  not_scored: [
+    "The model could not score it.",
+    "Try again. If it happens again, save it anew in an image program.",
+  ],
 };
 
 /** Return [what is wrong, what to do]. */

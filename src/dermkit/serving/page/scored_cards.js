@@ -1,8 +1,17 @@
 // What the model says of an image that it scored, as cards: what has to be read first comes first.
 
-import { answerWarnings, classCode, classWords, costWords, decisionWords, mostProbable, pointInUse, setWords, topProbability } from "./answer_words.js";
+import {
+  answerWarnings,
+  classCode,
+  classWords,
+  decisionWords,
+  mostProbable,
+  setWords,
+  topProbability,
+} from "./answer_words.js";
 import { classBars } from "./bars.js";
 import { element, icon } from "./dom.js";
+import { rateCard } from "./figures.js";
 import { metadataCard } from "./metadata_card.js";
 import { mapOf } from "./maps.js";
 import { bytes, percent, sentence } from "./numbers.js";
@@ -14,7 +23,13 @@ export function scoredCards(image, model, actions) {
   return [
     warningList(answerWarnings(image, model)),
     headlineCard(image, model),
-    element("div", { class: "card" }, element("h3", {}, "All classes"), classBars(answer, model), element("p", { class: "bars-note" }, calibrationNote(answer))),
+    element(
+      "div",
+      { class: "card" },
+      element("h3", {}, "All classes"),
+      classBars(answer, model),
+      element("p", { class: "bars-note" }, calibrationNote(answer)),
+    ),
     rateCard(image, model),
     model?.metadata_fields.length ? metadataCard(image, model, actions) : "",
   ];
@@ -28,14 +43,33 @@ export function furtherCards(image, model, actions) {
 /** Return warnings as boxes; "" for none. */
 export function warningList(warnings) {
   if (!warnings.length) return "";
-  return element("div", { class: "warnings" }, warnings.map(({ isSerious, title, text }) => element(
-    "div", { class: `warning${isSerious ? " serious" : ""}` }, icon("warning"), element("p", {}, element("b", {}, title), text),
-  )));
+  return element(
+    "div",
+    { class: "warnings" },
+    warnings.map(({ isSerious, title, text }) =>
+      element(
+        "div",
+        { class: `warning${isSerious ? " serious" : ""}` },
+        icon("warning"),
+        element("p", {}, element("b", {}, title), text),
+      ),
+    ),
+  );
 }
 
 /** Return what has to be read before any answer of a model, as one box; "" for nothing. */
 export function modelWarnings({ warnings }) {
-  return warningList(warnings.length ? [{ isSerious: warnings.some((text) => text.startsWith("Broken guarantee")), title: "Read first", text: warnings.map(sentence).join(" ") }] : []);
+  return warningList(
+    warnings.length
+      ? [
+          {
+            isSerious: warnings.some((text) => text.startsWith("Broken guarantee")),
+            title: "Read first",
+            text: warnings.map(sentence).join(" "),
+          },
+        ]
+      : [],
+  );
 }
 
 function headlineCard(image, model) {
@@ -50,67 +84,75 @@ export function headline(image, model) {
   return [
     element("p", { class: "eyebrow" }, "Most probable"),
     element("p", { class: "class" }, classWords(model, mostProbable(answer))),
-    element("p", { class: "probability" }, element("b", {}, percent(topProbability(answer))), " probability", code && element("span", { class: "soft" }, ` · class ${code}`)),
-    element("div", { class: `decision ${decision.kind}` }, element("p", { class: "word" }, decision.word), element("p", {}, decision.text)),
-    set && element("p", { class: "set" }, element("b", {}, "Prediction set. "), set.text, set.note && element("span", { class: "soft" }, set.note)),
+    element(
+      "p",
+      { class: "probability" },
+      element("b", {}, percent(topProbability(answer))),
+      " probability",
+      code && element("span", { class: "soft" }, ` · class ${code}`),
+    ),
+    element(
+      "div",
+      { class: `decision ${decision.kind}` },
+      element("p", { class: "word" }, decision.word),
+      element("p", {}, decision.text),
+    ),
+    set &&
+      element(
+        "p",
+        { class: "set" },
+        element("b", {}, "Prediction set. "),
+        set.text,
+        set.note && element("span", { class: "soft" }, set.note),
+      ),
   ];
 }
 
 /** Return whether the probabilities are calibrated, in a sentence. */
 export function calibrationNote(answer) {
-  return answer.decisions ? "Probabilities after calibration on the model's validation images. They are no risks of a person." : "Probabilities as the net gives them, not calibrated: do not read them as risks.";
-}
-
-function rateCard(image, model) {
-  const point = pointInUse(model);
-  if (!point) return performanceCard(model);
-  return element(
-    "div", { class: "card" }, element("h3", {}, `What “${point.name}” costs`), rateList(point), element("p", { class: "plain" }, costWords(point)),
-    element("p", { class: "bars-note" }, `This operating point is ${point.guarantee}.`),
-  );
-}
-
-function performanceCard(model) {
-  const figures = Object.entries(model?.evaluation?.figures ?? {});
-  return element(
-    "div", { class: "card" }, element("h3", {}, "How good is this model?"),
-    figures.length ? [figureList(figures), element("p", { class: "bars-note" }, `Of the most probable class, on ${model.evaluation.n} test images like its training images.`)] : element("p", {}, "Not known: it has scored no test images."),
-  );
-}
-
-/** Return the name of a figure as people write it. */
-function figureName(name) {
-  return name === "auroc" ? "AUROC" : sentence(name.replaceAll("_", " ")).slice(0, -1);
-}
-
-/** Return figures, [name, text] each, with their values in bold: "81.2 % (95 % interval ...)". */
-export function figureList(figures) {
-  return element("dl", { class: "rates" }, figures.map(([name, text]) => {
-    const [value, ...rest] = String(text).split(/ (?=\()/);
-    return element("div", { class: "rate" }, element("dt", {}, figureName(name)), element("dd", {}, element("b", {}, value), element("span", { class: "soft" }, ` ${rest.join(" ").replace(/^\(|\)$/g, "")}`)));
-  }));
-}
-
-/** Return sensitivity and specificity of an operating point on the model's test images. */
-export function rateList(point) {
-  const unknown = "not known (the model holds no test figures of this operating point)";
-  return figureList([["sensitivity", point.test_sensitivity?.text ?? unknown], ["specificity", point.test_specificity?.text ?? unknown]]);
+  return answer.decisions
+    ? "Probabilities after calibration on the model's validation images. They are no risks of a person."
+    : "Probabilities as the net gives them, not calibrated: do not read them as risks.";
 }
 
 function casesCard(image, model, { takeCases }) {
   if (!image.cases.length) return model?.explain && model.out_of_distribution ? casesButton(image, takeCases) : "";
   return element(
-    "details", { class: "card", open: true }, element("summary", {}, "Nearest training cases"),
-    element("ol", { class: "cases" }, image.cases.map((one) => element(
-      "li", { class: "case" }, element("span", {}, element("b", {}, classWords(model, one.label)), one.is_nearest_of_class && element("span", { class: "soft" }, " nearest of its class")),
-      element("span", { class: "distance" }, `distance ${one.distance.toFixed(2)}`), element("span", { class: "id" }, one.image_id),
-    ))),
-    element("p", { class: "bars-note" }, "What the net takes for similar, by its own features; not what is similar to a dermatologist. A model holds no pictures."),
+    "details",
+    { class: "card", open: true },
+    element("summary", {}, "Nearest training cases"),
+    element(
+      "ol",
+      { class: "cases" },
+      image.cases.map((one) =>
+        element(
+          "li",
+          { class: "case" },
+          element(
+            "span",
+            {},
+            element("b", {}, classWords(model, one.label)),
+            one.is_nearest_of_class && element("span", { class: "soft" }, " nearest of its class"),
+          ),
+          element("span", { class: "distance" }, `distance ${one.distance.toFixed(2)}`),
+          element("span", { class: "id" }, one.image_id),
+        ),
+      ),
+    ),
+    element(
+      "p",
+      { class: "bars-note" },
+      "What the net takes for similar, by its own features; not what is similar to a dermatologist. A model holds no pictures.",
+    ),
   );
 }
 
 function casesButton(image, takeCases) {
-  const button = element("button", { type: "button", id: "find-cases", class: "small" }, "Find the nearest training cases");
+  const button = element(
+    "button",
+    { type: "button", id: "find-cases", class: "small" },
+    "Find the nearest training cases",
+  );
   button.addEventListener("click", async () => {
     button.disabled = true;
     button.textContent = "Looking for them …";
@@ -126,9 +168,26 @@ function casesButton(image, takeCases) {
 function detailsCard(image, model) {
   const { answer } = image;
   const rows = [
-    ["File", image.name], ["Size", `${answer.width} × ${answer.height} pixels, ${bytes(image.file.size)}`], ["Model", model ? `${model.model.name}, dermkit ${model.model.version}` : ""],
-    ["Distance from training", answer.distribution ? `${answer.distribution.distance.toFixed(3)} (p = ${answer.distribution.p_value.toFixed(3)})` : "this model cannot tell"],
-    ["SHA-256 of its pixels", answer.pixel_sha256], ["Request", image.requestId],
+    ["File", image.name],
+    ["Size", `${answer.width} × ${answer.height} pixels, ${bytes(image.file.size)}`],
+    ["Model", model ? `${model.model.name}, dermkit ${model.model.version}` : ""],
+    [
+      "Distance from training",
+      answer.distribution
+        ? `${answer.distribution.distance.toFixed(3)} (p = ${answer.distribution.p_value.toFixed(3)})`
+        : "this model cannot tell",
+    ],
+    ["SHA-256 of its pixels", answer.pixel_sha256],
+    ["Request", image.requestId],
   ];
-  return element("details", { class: "card" }, element("summary", {}, "Details"), element("dl", { class: "facts" }, rows.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])));
+  return element(
+    "details",
+    { class: "card" },
+    element("summary", {}, "Details"),
+    element(
+      "dl",
+      { class: "facts" },
+      rows.map(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+    ),
+  );
 }

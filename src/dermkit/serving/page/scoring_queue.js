@@ -65,7 +65,8 @@ export class ScoringQueue extends EventTarget {
     this.#requests.set(image, controller);
     this.#sitting.update(image, { state: SENDING, fraction: 0, tries: image.tries + 1 });
     try {
-      const onProgress = (fraction) => this.#sitting.update(image, { fraction, state: fraction < 1 ? SENDING : SCORING });
+      const onProgress = (fraction) =>
+        this.#sitting.update(image, { fraction, state: fraction < 1 ? SENDING : SCORING });
       this.#take(image, await predict(image.file, image.metadata, { signal: controller.signal, onProgress }));
     } catch (error) {
       if (error.name !== "AbortError") await this.#handle(image, error);
@@ -77,16 +78,30 @@ export class ScoringQueue extends EventTarget {
 
   #take(image, answer) {
     this.#sitting.update(image, {
-      state: ANSWERED, answer: answer.images[0], operatingPoint: answer.operating_point,
-      modelKey: answer.model.model_key, requestId: answer.request_id, problem: null, maps: new Map(), cases: [],
+      state: ANSWERED,
+      answer: answer.images[0],
+      operatingPoint: answer.operating_point,
+      modelKey: answer.model.model_key,
+      requestId: answer.request_id,
+      problem: null,
+      maps: new Map(),
+      cases: [],
     });
   }
 
   async #handle(image, error) {
     if (!this.#sitting.images.includes(image)) return;
-    const problem = error instanceof Problem ? await this.#explainSilence(image, error) : new Problem("answer_unreadable", { detail: String(error) });
+    const problem =
+      error instanceof Problem
+        ? await this.#explainSilence(image, error)
+        : new Problem("answer_unreadable", { detail: String(error) });
     if (problem.code === "image_refused") {
-      this.#sitting.update(image, { state: REFUSED, answer: problem.images[0] ?? null, requestId: problem.requestId, problem });
+      this.#sitting.update(image, {
+        state: REFUSED,
+        answer: problem.images[0] ?? null,
+        requestId: problem.requestId,
+        problem,
+      });
     } else if (problem.code === "server_away" || ASKS_FOR_KEY.includes(problem.code)) {
       this.pause();
       this.#sitting.update(image, { state: WAITING, fraction: 0, tries: 0 });

@@ -78,10 +78,26 @@ function forget(image) {
 // What is known of an image: its file, where it is on its way, what came back, and what is shown of it.
 function newImage({ file, name }) {
   return {
-    file, name, time: new Date(), metadata: {},
-    state: WAITING, fraction: 0, tries: 0, isHeld: false,
-    answer: null, problem: null, operatingPoint: "", modelKey: "", requestId: "",
-    thumbnail: "", preview: "", isUnshowable: false, width: 0, height: 0,
-    maps: new Map(), mapClass: "", cases: [],
+    file,
+    name,
+    time: new Date(),
+    metadata: {},
+    state: WAITING,
+    fraction: 0,
+    tries: 0,
+    isHeld: false,
+    answer: null,
+    problem: null,
+    operatingPoint: "",
+    modelKey: "",
+    requestId: "",
+    thumbnail: "",
+    preview: "",
+    isUnshowable: false,
+    width: 0,
+    height: 0,
+    maps: new Map(),
+    mapClass: "",
+    cases: [],
   };
 }
