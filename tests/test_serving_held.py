@@ -2,18 +2,25 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dermkit.errors import OutputError
 from dermkit.prediction_log.outcomes import OutcomesAdded
 from dermkit.prediction_log.writer import open_log
 from dermkit.serving import feedback
 from dermkit.serving.feedback import OutcomeWriter
+from dermkit.serving.jobs import ImageJob, Job, WorkerRefusal
 from dermkit.serving.problems import Problem, ProblemCode
-from served import form, run, served
+from dermkit.serving.prometheus import ServerMetrics
+from dermkit.serving.scoring_queue import ScoringQueue
+from dermkit.serving.settings import ServeLimits
+from dermkit.serving.worker_process import Deliver, WorkerLost
+from served import QuickWorker, form, run, served
 
 
 async def hold_default_threads(release: threading.Event) -> None:
@@ -65,5 +72,78 @@ def test_outcomes_wait_in_one_thread_and_too_many_are_refused_at_once(
         assert (await writer.add([])).n_new == 1, "there is room again"
         with_default.set()
         log.close()
+
+    run(check())
+
+
+# A worker that does not come up again ---------------------------------------------------------------------------------
+
+
+class MortalWorker(QuickWorker):
+    """A worker that the first image ends, and that does not start a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_starts, self.is_in_start, self.was_killed = 0, threading.Event(), threading.Event()
+
+    def start(self) -> dict[str, Any]:
+        self.n_starts += 1
+        if self.n_starts > 1:
+            self.start_again()
+        return super().start()
+
+    def start_again(self) -> None:
+        raise OutputError("the worker ended while it loaded the model")
+
+    def kill(self) -> None:
+        super().kill()
+        self.was_killed.set()
+
+    def run(self, jobs: Sequence[Job], deliver: Deliver) -> None:  # noqa: ARG002  as a worker's
+        self.is_alive = False
+        raise WorkerLost(WorkerRefusal.ENDED_WORKER, [0])
+
+
+class HangingWorker(MortalWorker):
+    """A worker whose second start takes until it is killed."""
+
+    def start_again(self) -> None:
+        self.is_in_start.set()
+        self.was_killed.wait(30)
+        super().start_again()
+
+
+async def lose_worker(queue: ScoringQueue) -> "asyncio.Future[list[Any]]":
+    """Begin with images whose worker is lost; returns their answers, which may be problems."""
+    await queue.start()
+    work = [queue.predict([ImageJob(b"bad"), ImageJob(b"good")]), queue.predict([ImageJob(b"next")])]
+    return asyncio.gather(*work, return_exceptions=True)
+
+
+def test_a_server_ends_whose_worker_cannot_be_started_again() -> None:
+    async def check() -> None:
+        worker = MortalWorker()
+        queue = ScoringQueue(worker, ServeLimits(), ServerMetrics())
+        answers = await lose_worker(queue)
+        async with asyncio.timeout(10):
+            while worker.n_starts < 2:
+                await asyncio.sleep(0.01)
+            await queue.stop()
+            assert [getattr(problem, "code", "") for problem in await answers] == [ProblemCode.NOT_READY] * 2
+        assert worker.n_starts <= 3
+
+    run(check())
+
+
+def test_a_server_ends_in_the_middle_of_a_start_of_its_worker() -> None:
+    async def check() -> None:
+        worker = HangingWorker()
+        queue = ScoringQueue(worker, ServeLimits(), ServerMetrics())
+        answers = await lose_worker(queue)
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(worker.is_in_start.wait)
+            await queue.stop()
+            assert all(isinstance(problem, Problem) for problem in await answers)
+        assert not worker.is_alive
 
     run(check())

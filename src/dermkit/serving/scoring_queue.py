@@ -75,7 +75,7 @@ class ScoringQueue:
         self._driver: asyncio.Task[None] | None = None
         self._files_sha256 = ""
         self._why_not_ready = "the model is not loaded yet"
-        self._is_stopping = self._is_restarting = False
+        self._stop, self._is_restarting = asyncio.Event(), False
         self._seconds_per_image = 0.0
         self._dangerous: OrderedDict[bytes, float] = OrderedDict()
 
@@ -91,14 +91,14 @@ class ScoringQueue:
 
     def reasons_not_ready(self) -> list[str]:
         """Return why a request would not be accepted now, nothing where it would."""
-        reasons = ["the server is stopping"] * self._is_stopping
+        reasons = ["the server is stopping"] * self._stop.is_set()
         reasons += [self._why_not_ready] * bool(self._why_not_ready)
         reasons += ["the worker is being started again"] * self._is_restarting
         return reasons + ["the queue is full"] * (self.n_waiting >= self._limits.max_waiting)
 
     def check_room(self, n_images: int = 1) -> None:
         """Raise `Problem` where so many images would not be accepted now."""
-        if self._is_stopping:
+        if self._stop.is_set():
             raise Problem(ProblemCode.STOPPING, retry_after=self.retry_after, closes=True)
         if self._why_not_ready:
             raise Problem(ProblemCode.NOT_READY, self._why_not_ready, retry_after=self.retry_after, closes=True)
@@ -125,17 +125,27 @@ class ScoringQueue:
 
     def refuse_new(self) -> None:
         """Accept no more; what was accepted is answered."""
-        self._is_stopping = True
+        self._stop.set()
 
     async def stop(self) -> None:
-        """Answer what was accepted, and end the worker."""
+        """Answer what was accepted, and end the worker, also in the middle of a start."""
         self.refuse_new()
         while self.n_waiting and self._driver is not None and not self._driver.done():
+            self._end_restart()
             await asyncio.sleep(0.02)
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.wait([self._driver])
-        await self._in_thread(self._worker.stop)
+        stop = self._in_thread(self._worker.stop)
+        while not stop.done():
+            self._end_restart()  # which has the thread
+            await asyncio.wait([stop], timeout=0.02)
+        await stop
+        self._thread.shutdown(wait=False)
+
+    def _end_restart(self) -> None:
+        if self._is_restarting:
+            self._worker.kill()
 
     def kill(self) -> None:
         """End the worker at once, whatever it does: nobody waits any more."""
@@ -164,9 +174,9 @@ class ScoringQueue:
     # The driver ------------------------------------------------------------------------------------------------------
 
     async def _drive(self) -> None:
-        while True:
-            if not self._worker.is_alive:
-                await self._start_again()
+        while self._waiting or not self._stop.is_set():
+            if not self._worker.is_alive and not await self._start_again():
+                return
             batch = self._next_batch()
             if not batch:
                 self._wake.clear()
@@ -210,8 +220,8 @@ class ScoringQueue:
             group = [ticket for ticket in groups.popleft() if not ticket.answer.done()]
             if not group:
                 continue
-            if not self._worker.is_alive:
-                await self._start_again()
+            if not self._worker.is_alive and not await self._start_again():
+                return
             self._metrics.observe_batch(len(group))
             lost = await self._in_thread(self._run_once, group, asyncio.get_running_loop())
             if lost is not None:
@@ -263,8 +273,8 @@ class ScoringQueue:
             else:
                 yield ticket
 
-    async def _start_again(self) -> None:
-        """Start the worker, and try until it comes up with the same model.
+    async def _start_again(self) -> bool:
+        """Start the worker, and try until it comes up with the same model; returns False where the server stops first.
 
         Images that come meanwhile wait, as long as there is room; they get a problem where the first try failed.
         """
@@ -272,9 +282,15 @@ class ScoringQueue:
         while reason := await self._why_not_started():
             self._why_not_ready = reason
             self._refuse_waiting()
-            await asyncio.sleep(wait_seconds)
-            wait_seconds = min(2 * wait_seconds, _MAX_WAIT_TO_RESTART)
+            try:
+                await asyncio.wait_for(self._stop.wait(), wait_seconds)
+            except TimeoutError:
+                wait_seconds = min(2 * wait_seconds, _MAX_WAIT_TO_RESTART)
+            else:
+                self._is_restarting = False
+                return False
         self._is_restarting, self._why_not_ready = False, ""
+        return True
 
     async def _why_not_started(self) -> str:
         """Start the worker; returns why it does not run with the same model, "" where it does."""

@@ -93,8 +93,9 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the worker at once; for any thread, so that one which waits for it waits no longer."""
-        if self.is_alive:
-            self._process.kill()
+        process = self._process  # another thread may be at its end
+        if process is not None and process.is_alive():
+            process.kill()
 
     def stop(self) -> None:
         """End the worker: it leaves when its pipe is closed, and is killed where it does not."""
