@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def run_kills(folder: Path, n_kills: int) -> list[str]:
     `kills.json` in the folder holds them after each kill, so that a campaign that was stopped goes on.
     """
     log, record = str(folder / "log.sqlite"), folder / "kills.json"
-    done = json.loads(record.read_text()) if record.exists() else {"n_kills": 0, "ids": []}
+    done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"n_kills": 0, "ids": []}
     acknowledged: list[str] = done["ids"]
     for kill in range(done["n_kills"], n_kills):
         generator = random.Random(kill)
