@@ -24,7 +24,7 @@ LEVELS = {
     "serving": 10,
     "pipeline": 9,
     "reporting": 8,
-    "evaluation": 7, "comparison": 7, "explanation": 7, "perturbation": 7, "export": 7,
+    "evaluation": 7, "comparison": 7, "explanation": 7, "perturbation": 7, "export": 7, "monitoring": 7,
     "training": 6, "prediction": 6,
     "audit": 5, "lint": 5, "models": 5, "runs": 5,
     "data": 4, "prediction_log": 4,
@@ -45,6 +45,7 @@ FOLDERS = {
 NEVER = {
     "reporting": {"models", "training", "prediction", "evaluation", "explanation", "perturbation"},
     "comparison": {"models", "training", "prediction", "lint", "audit"},
+    "monitoring": {"training", "prediction", "images"},
     "metrics": {"files", "errors", "progress", "threads"},
 }
 # torch and its friends, and where they may be imported; inside functions also where a job is started.

@@ -26,6 +26,7 @@ from dermkit.cli.export import export_command
 from dermkit.cli.find_lr import find_lr_command
 from dermkit.cli.keys import keys_app
 from dermkit.cli.ladder import ladder_command
+from dermkit.cli.monitor import monitor_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.prediction_log import log_app, verify_log_command
 from dermkit.cli.recipes import recipes_app
@@ -161,6 +162,11 @@ app.command(
     help="Check that no row of a prediction log was changed, removed, inserted or moved. Exit code 3 names the first.",
     epilog=examples_text("verify-log"),
 )(verify_log_command)
+app.command(
+    "monitor",
+    help="Watch a prediction log for drift and for worse answers: alarms with a controlled false-alarm rate, one page.",
+    epilog=examples_text("monitor"),
+)(monitor_command)
 
 
 @app.command(

@@ -168,6 +168,16 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
         ("dermkit keys revoke keys.json 1a2b3c4d", "no server takes it a second later"),
         ("dermkit keys list keys.json", "see that it is revoked"),
     ),
+    "monitor": (
+        (
+            "dermkit monitor log.sqlite --model runs/quick/RUN/model --reference-until 2027-01-01 --out monitoring",
+            "what moved since the first weeks of the log",
+        ),
+        (
+            "dermkit monitor log.sqlite --model MODEL --out monitoring --prometheus dermkit.prom --fail-on-alarm",
+            "every night: figures for Prometheus, and exit code 8 where there is an alarm",
+        ),
+    ),
     "verify-log": (
         ("dermkit verify-log log.sqlite", "is the log as it was written?"),
         (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, RowMapping, Select, or_, select
+from sqlalchemy import Connection, RowMapping, Select, func, or_, select
 
 from dermkit.prediction_log.database import open_reader, parse_address
 from dermkit.prediction_log.rows import OUTCOME, OVERRIDE, OutcomeRow, PredictionRow, time_text
@@ -81,6 +81,18 @@ def flat_columns(logged: LoggedPrediction) -> dict[str, Any]:
         columns[f"{name}_source"] = None if outcome is None else outcome.source
         columns[f"{name}_observed"] = None if outcome is None else time_text(outcome.observed)
     return columns
+
+
+def count_models(
+    log: str, since: datetime | None = None, until: datetime | None = None, *, route: str | None = None
+) -> dict[str, int]:
+    """Return model key -> number of rows, chosen as `read_log` does; raises as it does."""
+    address = parse_address(log)
+    with open_reader(address) as connection:
+        check_schema(connection, address)
+        selected = _filtered(since, until, None, route).order_by(None).limit(None).subquery()
+        query = select(selected.c.model_key, func.count()).group_by(selected.c.model_key)
+        return {str(key): int(n) for key, n in connection.execute(query.order_by(selected.c.model_key))}
 
 
 def _filtered(

@@ -1,0 +1,106 @@
+"""One statistic over time: its reference, its evidence of drift, and its sums by period.
+
+Shapes: N units, in the order of the log.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.monitoring.checks import Statistic
+from dermkit.monitoring.evidence import (
+    HIGHER_ODDS_RATIOS,
+    ODDS_RATIOS,
+    SHIFTS,
+    SPREADS,
+    Evidence,
+    EvidencePath,
+    event_bets,
+    event_gains,
+    number_bets,
+)
+from dermkit.monitoring.ranks import ValueRanks, uniforms_of
+from dermkit.monitoring.values import ValueSums, known
+
+MIN_REFERENCE_UNITS = 30
+MIN_MONITORED_UNITS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedRows:
+    """Of N units: times, (N,) in seconds since 1970; periods, (N,) names; row_numbers, (N,) from their random ids."""
+
+    times: Floats
+    periods: NDArray[np.str_]
+    row_numbers: NDArray[np.uint64]
+
+
+@dataclass(eq=False)
+class Watch:
+    """A statistic as it is watched. reference: its sums. source: what the reference is, in words. periods: name ->
+    sums. latest: log of the capital.
+    """
+
+    statistic: Statistic
+    source: str
+    ranks: ValueRanks = field(default_factory=ValueRanks)
+    reference: ValueSums = field(default_factory=ValueSums)
+    monitored: ValueSums = field(default_factory=ValueSums)
+    periods: dict[str, ValueSums] = field(default_factory=dict)
+    evidence: Evidence = field(init=False)
+    latest: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.evidence = Evidence(len(self.odds_ratios) if self.statistic.is_event else len(SHIFTS) + len(SPREADS))
+
+    @property
+    def odds_ratios(self) -> tuple[float, ...]:
+        """Return the changes of odds that are bet on."""
+        return HIGHER_ODDS_RATIOS if self.statistic.is_one_sided else ODDS_RATIOS
+
+    @property
+    def reason(self) -> str:
+        """Return why it cannot be watched, "" where it can."""
+        if self.reference.n < MIN_REFERENCE_UNITS:
+            return f"the reference has {self.reference.n} units, {MIN_REFERENCE_UNITS} needed"
+        return ""
+
+    def add_reference(self, values: Floats) -> None:
+        """Add (N,) values to the reference; NaN = unknown."""
+        numbers = values[known(values)]
+        self.reference.add(numbers)
+        self.ranks.add(_inside(self.statistic.positions(numbers)))
+
+    def add_counts(self, n_events: int, n: int) -> None:
+        """Add so many events of n to the reference."""
+        self.add_reference(np.repeat([1.0, 0.0], [n_events, n - n_events]))
+
+    def update(self, values: Floats, batch: WatchedRows) -> tuple[Bools, EvidencePath]:
+        """Take the next (N,) values, NaN = unknown; returns which are known, and the evidence after each of these."""
+        mask = known(values)
+        numbers = values[mask]
+        self.monitored.add(numbers)
+        names = batch.periods[mask]
+        for name in dict.fromkeys(names.tolist()):
+            self.periods.setdefault(name, ValueSums()).add(numbers[names == name])
+        if self.reason:
+            return mask, EvidencePath(np.zeros(len(numbers)), np.zeros(len(numbers), np.int64), batch.times[mask])
+        uniforms = uniforms_of(batch.row_numbers[mask], self.statistic.salt)
+        path = self._evidence_path(numbers, uniforms, batch.times[mask])
+        self.latest = float(path.log_capital[-1]) if len(path.log_capital) else self.latest
+        return mask, path
+
+    def _evidence_path(self, numbers: Floats, uniforms: Floats, times: Floats) -> EvidencePath:
+        positions = _inside(self.statistic.positions(numbers))
+        if not self.statistic.is_event:
+            return self.evidence.update(number_bets(self.ranks.scores(positions, uniforms)), times)
+        is_event = np.asarray(numbers > 0.5, dtype=bool)
+        shares = self.ranks.shares_before(is_event)
+        payments = event_bets(self.ranks.scores(positions, uniforms), shares, self.odds_ratios)
+        return self.evidence.update(payments, times, event_gains(is_event, shares, self.odds_ratios))
+
+
+def _inside(positions: Floats) -> Floats:
+    return np.clip(positions, 0, 1 - 1e-12)
