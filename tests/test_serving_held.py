@@ -4,6 +4,8 @@ import asyncio
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,17 @@ import pytest
 from dermkit.errors import OutputError
 from dermkit.prediction_log.outcomes import OutcomesAdded
 from dermkit.prediction_log.writer import open_log
-from dermkit.serving import feedback
+from dermkit.serving import feedback, key_file
+from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.feedback import OutcomeWriter
 from dermkit.serving.jobs import ImageJob, Job, WorkerRefusal
+from dermkit.serving.key_file import ApiKey, make_key
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.prometheus import ServerMetrics
+from dermkit.serving.rules import Scope
 from dermkit.serving.scoring_queue import ScoringQueue
-from dermkit.serving.settings import ServeLimits
-from dermkit.serving.worker_process import Deliver, WorkerLost
+from dermkit.serving.settings import ServeLimits, ServeSettings
+from dermkit.serving.worker_process import Deliver, WorkerLost, WorkerProcess
 from served import QuickWorker, form, run, served
 
 
@@ -145,5 +150,79 @@ def test_a_server_ends_in_the_middle_of_a_start_of_its_worker() -> None:
             await queue.stop()
             assert all(isinstance(problem, Problem) for problem in await answers)
         assert not worker.is_alive
+
+    run(check())
+
+
+# A worker that is alive and does nothing ------------------------------------------------------------------------------
+
+
+class StoppedProcess:
+    """A process that is alive, and neither reads nor writes. other_end: of the pipe, closed as its end closes it."""
+
+    def __init__(self, other_end: Connection) -> None:
+        self._other_end, self._is_alive = other_end, True
+
+    def is_alive(self) -> bool:
+        return self._is_alive
+
+    def kill(self) -> None:
+        self._is_alive = False
+        self._other_end.close()
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+
+@pytest.mark.parametrize("begun", [b"", b"\0\0\0\x64{"], ids=["reads nothing", "stops within a message"])
+def test_a_worker_that_stops_in_the_middle_of_a_message_is_lost(begun: bytes) -> None:
+    worker = WorkerProcess(ServeSettings(model=Path("model"), limits=ServeLimits(image_seconds=0.2)))
+    connection, other_end = Pipe()
+    worker._connection, worker._process = connection, StoppedProcess(other_end)
+    if begun:
+        with open(other_end.fileno(), "wb", buffering=0, closefd=False) as stream:
+            stream.write(begun)
+    jobs = [ImageJob(b"" if begun else bytes(2**24))]
+    done = threading.Event()
+
+    def expect_loss() -> None:
+        with pytest.raises(WorkerLost):
+            worker.run(jobs, lambda *_: None)
+        done.set()
+
+    threading.Thread(target=expect_loss, daemon=True).start()
+    assert done.wait(20) and not worker.is_alive
+    worker.stop()
+
+
+# Guesses of a key -----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_secrets_for_one_key_leave_room_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(key_file._SCRYPT_COST, "n", 2**4)
+    path, release = tmp_path / "keys.json", threading.Event()
+    _, known = make_key(path, name="a", scopes=["predict"])
+    other_key, other = make_key(path, name="b", scopes=["predict"])
+    guard, verify = KeyGuard(KeyRing(path)), ApiKey.verify
+
+    def verify_slowly(key: ApiKey, secret: str) -> bool:
+        release.wait(30)
+        return verify(key, secret)
+
+    monkeypatch.setattr(ApiKey, "verify", verify_slowly)
+
+    async def check() -> None:
+        guesses = [
+            asyncio.create_task(guard.check(f"Bearer {known[:-2]}{n:02d}", Scope.PREDICT)) for n in range(20)
+        ]
+        await asyncio.sleep(0)
+        task = asyncio.create_task(guard.check(f"Bearer {other}", Scope.PREDICT))
+        await asyncio.sleep(0)
+        release.set()
+        assert await task == other_key.id
+        codes = [problem.code for problem in await asyncio.gather(*guesses, return_exceptions=True)]  # type: ignore[union-attr]
+        assert codes.count(ProblemCode.KEY_NOT_VALID) == 2 and codes.count(ProblemCode.TOO_MANY_ATTEMPTS) == 18
 
     run(check())

@@ -1,8 +1,10 @@
 """The worker as the server sees it: started, given jobs, watched, and ended when it hangs."""
 
+import contextlib
 import multiprocessing
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,6 +24,8 @@ from dermkit.serving.worker import run_worker
 _START_SECONDS = 600.0
 """Loading a large model from a slow disk; a worker that takes longer is ended."""
 _END_SECONDS = 5.0
+_MIN_TRANSFER_SECONDS = 0.5
+"""For the rest of a message whose first bytes came at the last moment."""
 
 Deliver = Callable[[int, Mapping[str, Any]], None]
 """Gets the index of a job and its answer."""
@@ -121,7 +125,8 @@ class WorkerProcess:
         try:
             if self._connection is None:
                 raise EOFError
-            send_jobs(self._connection, jobs)
+            with self._limit_transfer(watch.deadline):
+                send_jobs(self._connection, jobs)
             while True:
                 message = self._next_message(watch.deadline)
                 if message["event"] == "done":
@@ -139,7 +144,19 @@ class WorkerProcess:
     def _next_message(self, deadline: float) -> dict[str, Any]:
         if self._connection is None or not self._connection.poll(max(0.0, deadline - time.monotonic())):
             raise TimeoutError
-        return receive_message(self._connection, max_bytes=MAX_ANSWER_BYTES)[0]
+        with self._limit_transfer(deadline):
+            return receive_message(self._connection, max_bytes=MAX_ANSWER_BYTES)[0]
+
+    @contextlib.contextmanager
+    def _limit_transfer(self, deadline: float) -> Iterator[None]:
+        """End the worker at a deadline, so that one that stopped reading or writing does not hold the thread."""
+        timer = threading.Timer(max(_MIN_TRANSFER_SECONDS, deadline - time.monotonic()), self.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class _JobWatch:
