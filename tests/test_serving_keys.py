@@ -150,8 +150,8 @@ def test_requests_with_one_key_share_a_check_and_guesses_wait_in_a_short_line(
         assert n_hashes == [1]
         outcomes = await asyncio.gather(*(outcome(guard, guess) for guess in guesses), outcome(guard, text))
         assert outcomes.pop() == key.id, "a key that was checked does not wait"
-        assert outcomes.count(ProblemCode.TOO_MANY_ATTEMPTS) == 42
-        assert outcomes.count(ProblemCode.KEY_NOT_VALID) == 8 and n_hashes == [9]
+        assert outcomes.count(ProblemCode.TOO_MANY_ATTEMPTS) == 48
+        assert outcomes.count(ProblemCode.KEY_NOT_VALID) == 2 and n_hashes == [3]
 
     run(check())
 

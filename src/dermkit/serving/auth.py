@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,8 @@ from dermkit.serving.rules import Scope
 
 _LOG = logging.getLogger("dermkit.serving")
 _MAX_ATTEMPTS = 8
+_MAX_ATTEMPTS_OF_KEY = 2
+"""So that who knows one key's id cannot take the places of all others."""
 _LOOK_SECONDS = 1.0
 _ASK = ((b"www-authenticate", b'Bearer realm="dermkit"'),)
 
@@ -59,6 +62,7 @@ class KeyGuard:
         self._ring = ring
         self._verified: dict[str, tuple[bytes, str]] = {}
         self._attempts: dict[bytes, asyncio.Task[bool]] = {}
+        self._n_attempts: Counter[str] = Counter()
         self._one_at_a_time = asyncio.Semaphore(1)
 
     async def check(self, authorization: str, scope: Scope) -> str:
@@ -83,11 +87,16 @@ class KeyGuard:
             return True
         attempt = self._attempts.get(digest)  # requests that come together with one key wait for one check
         if attempt is None:
-            if len(self._attempts) >= _MAX_ATTEMPTS:
+            if len(self._attempts) >= _MAX_ATTEMPTS or self._n_attempts[key.id] >= _MAX_ATTEMPTS_OF_KEY:
                 raise Problem(ProblemCode.TOO_MANY_ATTEMPTS, retry_after=1, closes=True)
             attempt = self._attempts[digest] = asyncio.create_task(self._verify(key, secret, digest))
-            attempt.add_done_callback(lambda _task: self._attempts.pop(digest, None))
+            self._n_attempts[key.id] += 1
+            attempt.add_done_callback(lambda _task: self._forget(key.id, digest))
         return await asyncio.shield(attempt)
+
+    def _forget(self, key_id: str, digest: bytes) -> None:
+        self._attempts.pop(digest, None)
+        self._n_attempts[key_id] -= 1
 
     async def _verify(self, key: ApiKey, secret: str, digest: bytes) -> bool:
         async with self._one_at_a_time:
