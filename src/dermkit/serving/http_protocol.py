@@ -5,10 +5,11 @@ back the answer before the client has read it.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from dermkit.serving.envelope import FIXED_HEADERS
 from dermkit.serving.problems import Problem, ProblemCode
@@ -18,6 +19,8 @@ from dermkit.serving.settings import ServeLimits
 MAX_HEADER_BYTES = 32 * 1024
 _MAX_HEADERS = 100
 _READ_BYTES = 64 * 1024
+_MAX_FRAME_SHARE = 4
+"""The sizes and ends of chunks may be this part of the largest body: a client that sends in small chunks needs them."""
 _LINGER_SECONDS = 2.0
 _FLUSH_SECONDS = 20.0
 
@@ -41,6 +44,16 @@ class LingeringTransport:
     def is_closing(self) -> bool:
         """Return whether nothing more is written."""
         return self._is_closing or self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; nothing after the end of the answer, which an application may reach late."""
+        if not self.is_closing():
+            self._transport.write(data)
+
+    def resume_reading(self) -> None:
+        """Read on, unless nothing that comes would be answered."""
+        if not self.is_closing():
+            self._transport.resume_reading()
 
     def close(self) -> None:
         """End the answer; what the client still sends is not read."""
@@ -66,6 +79,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first request; one connection too many is dropped at once."""
         self._n_unparsed_bytes, self._n_header_bytes, self._n_headers, self._is_in_headers = 0, 0, 0, True
+        self._n_raw_body_bytes = 0
+        self._answering: RequestResponseCycle | None = None
+        self._late_refusal: ProblemCode | None = None
         self._header_timer: asyncio.TimerHandle | None = None
         if len(self.connections) >= self.limits.max_connections:
             transport.abort()
@@ -90,14 +106,20 @@ class GuardedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Count bytes of headers before they are parsed."""
-        if self.transport is None or self.transport.is_closing():
+        """Count bytes of headers, and of bodies with their chunks' extensions, before they are parsed."""
+        if self.transport is None or self.transport.is_closing() or self._late_refusal is not None:
             return
         if self._is_in_headers:
             self._start_header_timer()
             self._n_unparsed_bytes += len(data)
             if self._n_unparsed_bytes > MAX_HEADER_BYTES + _READ_BYTES:
                 self._refuse(ProblemCode.HEADERS_TOO_LARGE)
+                return
+        else:
+            self._n_raw_body_bytes += len(data)
+            max_bytes = self.limits.max_body_bytes
+            if self._n_raw_body_bytes > max_bytes + max_bytes // _MAX_FRAME_SHARE + _READ_BYTES:
+                self._refuse(ProblemCode.TOO_LARGE)
                 return
         super().data_received(data)
 
@@ -113,10 +135,11 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count its bytes."""
+        """Count a header. One after the body, a trailer, is no header of the request: nothing may depend on it."""
         self._n_headers += 1
         self._count_header(name + value)
-        super().on_header(name, value)
+        if self._is_in_headers:
+            super().on_header(name, value)
 
     def _count_header(self, data: bytes) -> None:
         """Raise `HeadersTooLarge`, which ends the parser, where it is too much; `send_400_response` then answers."""
@@ -126,16 +149,24 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Stop the deadline, and read nothing more until the application asks for the body."""
-        self._is_in_headers, self._n_unparsed_bytes = False, 0
+        self._is_in_headers, self._n_unparsed_bytes, self._n_raw_body_bytes = False, 0, 0
         self._stop_header_timer()
         super().on_headers_complete()
         self.flow.pause_reading()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle  # `self.cycle` is the last one that was read
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
-        """Let the next request have its deadline from its first byte on."""
+        """Let the next request have its deadline from its first byte on, or its refusal."""
+        is_last = not self.pipeline
         super().on_response_complete()
-        if not self.pipeline:
-            self._is_in_headers, self._n_unparsed_bytes = True, 0
+        if not is_last:
+            return
+        self._is_in_headers, self._n_unparsed_bytes = True, 0
+        if self._late_refusal is not None:
+            self._refuse(self._late_refusal)
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002  uvicorn's words are not passed on
         """Answer what is no HTTP with a problem."""
@@ -158,10 +189,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(ProblemCode.TOO_SLOW)
 
     def _refuse(self, code: ProblemCode) -> None:
-        """Answer with a problem where no answer has begun, and close the connection."""
+        """Answer with a problem where no answer has begun, and close the connection.
+
+        Whole requests that came before the broken one get their answers first.
+        """
         self._stop_header_timer()
-        has_begun = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        if not has_begun and not self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        cycle = self._answering
+        is_open = cycle is not None and not cycle.response_complete
+        if cycle is not None and is_open and not (cycle is self.cycle and cycle.more_body):
+            self._late_refusal = code
+            self.pipeline = deque(waiting for waiting in self.pipeline if not waiting[0].more_body)
+            self.flow.pause_reading()
+            return
+        if cycle is None or not is_open or not cycle.response_started:
             self.transport.write(problem_bytes(Problem(code, closes=True)))
         self.transport.close()
 
