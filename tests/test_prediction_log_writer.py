@@ -26,6 +26,8 @@ from dermkit.prediction_log.verify import verify_log
 from dermkit.prediction_log.writer import default_outbox, open_log
 from prediction_log_tools import kill_writer, prediction_row, random_seconds, start_writer
 
+LOG_KEY = "ab" * 8
+
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +177,7 @@ def test_rows_that_reached_the_database_before_a_kill_are_not_written_again(tmp_
     rows = [prediction_row(number) for number in range(5)]
     with open_log(path) as log:
         log.append(rows[:3])
-    box = Outbox(default_outbox(parse_address(path)))
+    box = Outbox(default_outbox(parse_address(path)), parse_address(path).key)
     box.append([row.columns() for row in rows])  # as if it was killed after three of them
     box.close()
     with open_log(path) as log:
@@ -217,8 +219,8 @@ def test_wherever_a_write_was_cut_off_the_rows_before_it_are_read(
     ends = [0, *(match.end() for match in re.finditer(b"\n", outbox_bytes))]
     cut = cut % (len(outbox_bytes) + 1)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "1.rows").write_bytes(outbox_bytes[:cut] + tail)
-        box = Outbox(Path(folder))
+        (Path(folder) / f"{LOG_KEY}-1.rows").write_bytes(outbox_bytes[:cut] + tail)
+        box = Outbox(Path(folder), LOG_KEY)
         rows = box.read(10)
         assert [row["request_id"] for row in rows] == [
             f"request-{n}" for n in range(sum(end <= cut for end in ends) - 1)
@@ -231,7 +233,7 @@ def test_wherever_a_write_was_cut_off_the_rows_before_it_are_read(
 @pytest.fixture(scope="module")
 def outbox_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("outbox")
-    box = Outbox(folder)
+    box = Outbox(folder, LOG_KEY)
     box.append([prediction_row(number).columns() for number in range(4)])
     box.close()
     return _only_file(folder).read_bytes()
@@ -239,7 +241,7 @@ def outbox_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_a_damaged_line_is_counted_and_its_file_is_set_aside(tmp_path: Path, path: str) -> None:
     folder = default_outbox(parse_address(path))
-    box = Outbox(folder)
+    box = Outbox(folder, parse_address(path).key)
     rows = [prediction_row(number) for number in range(4)]
     box.append([row.columns() for row in rows])
     box.close()
@@ -252,9 +254,9 @@ def test_a_damaged_line_is_counted_and_its_file_is_set_aside(tmp_path: Path, pat
 
 
 def test_a_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
-    first = Outbox(tmp_path)
+    first = Outbox(tmp_path, LOG_KEY)
     first.append([prediction_row(0).columns()])
-    second = Outbox(tmp_path)
+    second = Outbox(tmp_path, LOG_KEY)
     assert first and not second
     first.close()
     second.take_over()
@@ -262,8 +264,30 @@ def test_a_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     second.close()
 
 
+def test_rows_of_another_log_are_left_alone_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, first, second = tmp_path / "outbox", str(tmp_path / "a.sqlite"), str(tmp_path / "b.sqlite")
+    with open_log(first, folder, timeout=0.05) as log, locked(first):
+        ids = log.append([prediction_row(0)])
+        log.close()
+    with open_log(second, folder) as log:
+        assert log.status.n_outbox == 0
+        log.append([prediction_row(1)])
+    assert ids[0] not in ids_of(second) and "1 files hold rows of other logs" in caplog.text
+    with open_log(first, folder) as log:
+        wait_until(lambda: log.status.n_outbox == 0)
+    assert ids_of(first) == ids
+
+
+def test_each_log_has_a_key_of_its_own_without_its_password() -> None:
+    urls = [f"postgresql://{rest}" for rest in ("h/a", "h/b", "i/a", "h:5433/a", "/a?host=i2")]
+    assert len({parse_address(url).key for url in [*urls, "a", "b"]}) == 7
+    same = ("postgresql://h:5432/a", "postgres://u:secret@h/a", "postgresql://v@h/a?password=x")
+    assert {parse_address(url).key for url in same} == {parse_address(urls[0]).key}
+    assert default_outbox(parse_address(urls[0])) != default_outbox(parse_address(urls[1]))
+
+
 def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(tmp_path, LOG_KEY)
     rows = [prediction_row(number).columns() for number in range(3)]
     box.append(rows[:1])
     with monkeypatch.context() as patch:

@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from sqlalchemy.pool import QueuePool
 
 from dermkit.errors import DataError, OutputError, UsageError
+from dermkit.files import fingerprint
 
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 DATABASE_SECONDS = 5.0
@@ -35,6 +36,15 @@ class LogAddress:
     def file(self) -> Path | None:
         """Return the file of an SQLite log, None for a server's."""
         return Path(self.url.database or "") if self.url.get_backend_name() == SQLITE else None
+
+    @property
+    def key(self) -> str:
+        """Return 12 hex digits that tell this log from others: of where it lies, without user and password."""
+        file, url = self.file, self.url
+        if file is not None:
+            return fingerprint(SQLITE, str(file.resolve()))
+        host, port = url.query.get("host", url.host or ""), url.query.get("port", str(url.port or 5432))
+        return fingerprint(POSTGRESQL, host, port, url.query.get("service", ""), url.database)
 
 
 def parse_address(text: str | LogAddress) -> LogAddress:

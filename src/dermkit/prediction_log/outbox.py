@@ -2,11 +2,12 @@
 
 A line is `HASH PREVIOUS CONTENT`: the content is a row as JSON, HASH is of the other two, PREVIOUS is the HASH of the
 line before. Lines are flushed to the disk before a row counts as written. Each process has a file of its own, locked;
-those of processes that ended are taken over by the next.
+those of processes that ended are taken over by the next of the same log, which the name of a file begins with.
 """
 
 import itertools
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from dermkit.prediction_log.chain import GENESIS
 _SUFFIX, _LOCK_SUFFIX, _DAMAGED_SUFFIX = ".rows", ".lock", ".damaged"
 _LINE_BYTES = 2**22
 """Longest line that is read: a row of a thousand classes takes 60 kB."""
+
+_logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
@@ -100,25 +103,29 @@ class _OutboxFile:
 class Outbox:
     """The rows that wait for the database, in a folder of their own. For one thread; several processes may share it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the folder; raises `OutputError` where it cannot be written."""
+    def __init__(self, folder: Path, log_key: str) -> None:
+        """Open the folder; raises `OutputError` where it cannot be written.
+
+        log_key: `LogAddress.key` of the log that the rows are of. Files of other logs are left alone.
+        """
         check_writable(folder)
-        self.folder = folder
+        self.folder, self._log_key = folder, log_key
         self._files: list[_OutboxFile] = []
         self._is_last_ours = False
         self._numbers = itertools.count()
         self.n_waiting = 0
         self.take_over()
+        self._say_other_logs()
 
     def __bool__(self) -> bool:
         """Whether rows wait."""
         return bool(self._files)
 
     def take_over(self) -> None:
-        """Take the files of processes that have ended; they come before ours, since their rows are older."""
+        """Take this log's files of processes that have ended; they come before ours, since their rows are older."""
         mine = {file.path for file in self._files}
         taken: list[_OutboxFile] = []
-        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(self.folder.glob(f"{self._log_key}-*{_SUFFIX}")):
             if path in mine or (file_lock := _try_lock(path)) is None:
                 continue
             if not path.exists():  # its owner has just emptied it
@@ -127,6 +134,15 @@ class Outbox:
             taken.append(_OutboxFile(path, file_lock))
             self.n_waiting += _count_lines(path)
         self._files[:0] = taken
+
+    def _say_other_logs(self) -> None:
+        names = [path.name for path in self.folder.glob(f"*{_SUFFIX}")]
+        n_other = sum(not name.startswith(f"{self._log_key}-") for name in names)
+        if n_other:
+            _logger.warning(
+                "%s: %d files hold rows of other logs and are left alone; a server that is started with the address "
+                "of their log takes them", self.folder, n_other,
+            )  # fmt: skip
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows, flushed to the disk; raises `OutputError`, and none of them counts as written then."""
@@ -142,7 +158,7 @@ class Outbox:
         self.n_waiting += len(rows)
 
     def _new_file(self) -> _OutboxFile:
-        path = self.folder / f"{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}{_SUFFIX}"
+        path = self.folder / f"{self._log_key}-{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}{_SUFFIX}"
         file_lock = _try_lock(path)
         if file_lock is None:
             raise OutputError(f"{path}: is in use", outcome="nothing was written", remedy="try again")

@@ -273,14 +273,14 @@ def open_log(log: str, outbox: Path | None = None, *, timeout: float = DATABASE_
     """Open the log of a server, create it or bring its schema up to date, and start the writer.
 
     log: the path of an SQLite file, or a URL (`parse_address`). outbox: folder of the rows that wait (default: beside
-    an SQLite file, else `prediction-log.outbox`). timeout: seconds that a write waits for the database. A database
+    an SQLite file, else `prediction-log-KEY.outbox`, with `LogAddress.key`). timeout: seconds that a write waits for the database. A database
     that is away is no error: the outbox takes the rows. Raises `UsageError` for an address or a schema that cannot be
     used, `OutputError` where the outbox cannot be written.
     """
     address = parse_address(log)
     folder = outbox or default_outbox(address)
     create_file(address)
-    waiting = Outbox(folder)
+    waiting = Outbox(folder, address.key)
     database = LogDatabase(address, timeout=timeout)
     with suppress(LogUnavailable):
         database.append(PREDICTIONS, [])
@@ -290,4 +290,4 @@ def open_log(log: str, outbox: Path | None = None, *, timeout: float = DATABASE_
 def default_outbox(address: LogAddress) -> Path:
     """Return the folder of the outbox where none was named."""
     file = address.file
-    return Path("prediction-log.outbox") if file is None else file.with_name(file.name + ".outbox")
+    return Path(f"prediction-log-{address.key}.outbox") if file is None else file.with_name(file.name + ".outbox")
