@@ -42,7 +42,7 @@ class OutcomeBatch:
 
 
 class OutcomeTable:
-    """The outcomes of watched units; 56 bytes each."""
+    """The outcomes of watched units; 56 bytes each, and as many again while they are read in order."""
 
     def __init__(self) -> None:
         self._columns = {name: array("d") for name in ("outcome_sequence", "time", *OUTCOME_COLUMNS_USED)}
