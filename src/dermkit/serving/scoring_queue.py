@@ -75,7 +75,7 @@ class ScoringQueue:
         self._driver: asyncio.Task[None] | None = None
         self._files_sha256 = ""
         self._why_not_ready = "the model is not loaded yet"
-        self._stop, self._is_restarting = asyncio.Event(), False
+        self._stop, self._is_restarting, self._is_ended = asyncio.Event(), False, False
         self._seconds_per_image = 0.0
         self._dangerous: OrderedDict[bytes, float] = OrderedDict()
 
@@ -128,7 +128,9 @@ class ScoringQueue:
         self._stop.set()
 
     async def stop(self) -> None:
-        """Answer what was accepted, and end the worker, also in the middle of a start."""
+        """Answer what was accepted, and end the worker, also in the middle of a start; a second call does nothing."""
+        if self._is_ended:
+            return
         self.refuse_new()
         while self.n_waiting and self._driver is not None and not self._driver.done():
             self._end_restart()
@@ -141,6 +143,7 @@ class ScoringQueue:
             self._end_restart()  # which has the thread
             await asyncio.wait([stop], timeout=0.02)
         await stop
+        self._is_ended = True
         self._thread.shutdown(wait=False)
 
     def _end_restart(self) -> None:
