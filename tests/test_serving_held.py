@@ -1,6 +1,7 @@
 """What one client holds costs the others nothing: threads, places in the queue, checks of keys, the server's end."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from dermkit.serving.prometheus import ServerMetrics
 from dermkit.serving.rules import Scope
 from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
+from dermkit.serving.worker import silence_stderr
 from dermkit.serving.worker_process import Deliver, WorkerLost, WorkerProcess
 from served import QuickWorker, form, run, served
 
@@ -226,3 +228,18 @@ def test_wrong_secrets_for_one_key_leave_room_for_the_others(
         assert codes.count(ProblemCode.KEY_NOT_VALID) == 2 and codes.count(ProblemCode.TOO_MANY_ATTEMPTS) == 18
 
     run(check())
+
+
+# Lines that are not the server's --------------------------------------------------------------------------------------
+
+
+def test_what_decoders_write_to_standard_error_is_dropped(capfd: pytest.CaptureFixture[str]) -> None:
+    saved = os.dup(2)
+    try:
+        os.write(2, b"before\n")
+        silence_stderr()
+        os.write(2, b"tempfile.tif: Jane Doe\n")
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+    assert capfd.readouterr().err == "before\n"

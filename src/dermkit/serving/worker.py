@@ -30,6 +30,7 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
         return
     if model.is_on_cpu:  # a GPU's driver takes address space as it likes
         limit_memory(settings.worker_bytes)
+    silence_stderr()
     send_message(connection, {"event": "ready", "facts": facts})
     while True:
         try:
@@ -68,6 +69,17 @@ def _prepare_process() -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_server, daemon=True, name="end-with-server").start()
+
+
+def silence_stderr() -> None:
+    """Drop what decoders in C, and the traces of a crash, write to standard error: it names files and tags of images.
+
+    The server's own lines, which say how the worker was lost, come from another process.
+    """
+    sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _end_with_server() -> None:
