@@ -9,7 +9,7 @@ from uvicorn.server import ServerState
 from dermkit.serving.http_protocol import GuardedProtocol
 from dermkit.serving.server import server_config
 from dermkit.serving.settings import ServeLimits
-from served import run
+from served import run, served
 
 GET = b"GET /one HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -20,7 +20,7 @@ class Transport(asyncio.Transport):
 
     def __init__(self) -> None:
         super().__init__()
-        self.written, self.is_reading, self.is_closed, self.is_ended = b"", True, False, False
+        self.written, self.reads_on, self.is_closed, self.is_ended = b"", True, False, False
 
     def write(self, data: Any) -> None:
         assert not self.is_ended, "written after the end"
@@ -33,10 +33,10 @@ class Transport(asyncio.Transport):
         return True
 
     def pause_reading(self) -> None:
-        self.is_reading = False
+        self.reads_on = False
 
     def resume_reading(self) -> None:
-        self.is_reading = True
+        self.reads_on = True
 
     def is_closing(self) -> bool:
         return self.is_closed
@@ -75,7 +75,7 @@ class App:
             self.faults.append(error)
 
 
-def connect(app: App, limits: ServeLimits | None = None) -> tuple[GuardedProtocol, Transport]:
+def connect(app: Any, limits: ServeLimits | None = None) -> tuple[GuardedProtocol, Transport]:
     """Return a connection of a server, and its transport."""
     config = server_config(app, limits or ServeLimits())
     config.load()
@@ -145,10 +145,10 @@ def test_nothing_is_read_or_written_after_a_refusal() -> None:
         await settle()
         protocol.data_received(b"ZZZ\r\n")
         protocol.flow.resume_reading()
-        assert transport.statuses == [400] and not transport.is_reading
+        assert transport.statuses == [400] and not transport.reads_on
         protocol.flow.pause_reading()
         protocol.flow.resume_reading()
-        assert not transport.is_reading
+        assert not transport.reads_on
         protocol.cycle.disconnected = True
         protocol.cycle.message_event.set()
         await settle()
@@ -179,5 +179,29 @@ def test_the_extensions_of_chunks_count() -> None:
             protocol.data_received(b"1;" + b"x" * 30_000 + b"\r\nx\r\n")
         await settle()
         assert transport.statuses == [413]
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"/health", 200),
+        (b"http://localhost:8000/health", 200),
+        (b"http://evil.example/health", 421),
+        (b"http://localhost@evil.example/health", 421),
+        (b"http://[::1/health", 400),
+    ],
+)
+def test_the_host_of_an_absolute_target_is_checked_too(target: bytes, status: int) -> None:
+    async def check() -> None:
+        async with served() as client:
+            protocol, transport = connect(client.app)
+            protocol.data_received(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            for _ in range(200):
+                await asyncio.sleep(0.005)
+                if transport.statuses:
+                    break
+            assert transport.statuses == [status]
 
     run(check())

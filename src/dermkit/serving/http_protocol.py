@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -151,6 +152,8 @@ class GuardedProtocol(HttpToolsProtocol):
         """Stop the deadline, and read nothing more until the application asks for the body."""
         self._is_in_headers, self._n_unparsed_bytes, self._n_raw_body_bytes = False, 0, 0
         self._stop_header_timer()
+        if not self.url.startswith((b"/", b"*")):  # it names the server, as a request to a proxy does
+            self.scope["state"]["target_host"] = _host_of(self.url)
         super().on_headers_complete()
         self.flow.pause_reading()
 
@@ -206,6 +209,14 @@ class GuardedProtocol(HttpToolsProtocol):
         if cycle is None or not is_open or not cycle.response_started:
             self.transport.write(problem_bytes(Problem(code, closes=True)))
         self.transport.close()
+
+
+def _host_of(url: bytes) -> str:
+    """Return the host and port of an absolute target, "" where it has none."""
+    try:
+        return urlsplit(url.decode("latin-1")).netloc
+    except ValueError:
+        return ""
 
 
 def problem_bytes(problem: Problem) -> bytes:

@@ -84,8 +84,10 @@ class RequestLimits:
 
     def _check_host(self, scope: AsgiScope) -> None:
         """Raise `Problem` for a name that is not the server's: a page of another site may point its name here."""
-        name = host_name(single_header(scope, b"host"))
-        if name not in self._trusted_hosts:
+        hosts = [single_header(scope, b"host")]
+        if (target_host := scope["state"].get("target_host")) is not None:
+            hosts.append(target_host)
+        if any(host_name(host) not in self._trusted_hosts for host in hosts):
             raise Problem(ProblemCode.HOST_NOT_ALLOWED, closes=True)
 
     def _check_origin(self, scope: AsgiScope) -> None:
