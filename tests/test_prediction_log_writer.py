@@ -286,6 +286,11 @@ def test_each_log_has_a_key_of_its_own_without_its_password() -> None:
     assert default_outbox(parse_address(urls[0])) != default_outbox(parse_address(urls[1]))
 
 
+def test_no_password_of_a_url_is_named() -> None:
+    for url in ("postgresql://u:SECRET@h/a", "postgresql://u@h/a?password=SECRET", "postgresql://h/a?sslpassword=SECRET"):
+        assert "SECRET" not in parse_address(url).name
+
+
 def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Outbox(tmp_path, LOG_KEY)
     rows = [prediction_row(number).columns() for number in range(3)]

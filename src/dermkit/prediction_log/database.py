@@ -67,7 +67,7 @@ def parse_address(text: str | LogAddress) -> LogAddress:
         return LogAddress(URL.create("sqlite+pysqlite", database=url.database), url.database)
     if backend == POSTGRESQL and url.database:
         with_driver = url if "+" in url.drivername else url.set(drivername="postgresql+psycopg")
-        return LogAddress(with_driver, url.render_as_string(hide_password=True))
+        return LogAddress(with_driver, url.set(query={}).render_as_string(hide_password=True))
     raise _wrong_address(f"a database of {backend}, or without a name, cannot hold it")
 
 
