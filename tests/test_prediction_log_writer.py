@@ -291,6 +291,15 @@ def test_no_password_of_a_url_is_named() -> None:
         assert "SECRET" not in parse_address(url).name
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes as POSIX has them")
+def test_only_its_owner_reads_an_outbox(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "outbox", LOG_KEY)
+    box.append([prediction_row(0).columns()])
+    assert {file.stat().st_mode & 0o777 for file in box.folder.iterdir()} == {0o600}
+    assert box.folder.stat().st_mode & 0o777 == 0o700
+    box.close()
+
+
 def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Outbox(tmp_path, LOG_KEY)
     rows = [prediction_row(number).columns() for number in range(3)]

@@ -44,7 +44,7 @@ class _OutboxFile:
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows and flush them to the disk; raises `OSError`, and the file then ends as it did before."""
         if self._stream is None:
-            self._stream = self.path.open("xb", buffering=0)
+            self._stream = open(self.path, "xb", buffering=0, opener=_open_private)
             sync_folder(self.path.parent)
         stream, previous = self._stream, self._previous
         end = stream.seek(0, os.SEEK_END)
@@ -108,6 +108,8 @@ class Outbox:
 
         log_key: `LogAddress.key` of the log that the rows are of. Files of other logs are left alone.
         """
+        with output_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_writable(folder)
         self.folder, self._log_key = folder, log_key
         self._files: list[_OutboxFile] = []
@@ -192,10 +194,15 @@ class Outbox:
         self._files, self._is_last_ours = [], False
 
 
+def _open_private(path: str, flags: int) -> int:
+    """Open a file that is new, for its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
 def _try_lock(path: Path) -> FileLock | None:
     """Return the lock of an outbox file, None where another process has it."""
     # Not of a thread: the writer's thread releases what the one that opened the outbox has locked.
-    file_lock = FileLock(path.with_suffix(_LOCK_SUFFIX), timeout=0, thread_local=False)
+    file_lock = FileLock(path.with_suffix(_LOCK_SUFFIX), timeout=0, mode=0o600, thread_local=False)
     try:
         file_lock.acquire()
     except Timeout:
