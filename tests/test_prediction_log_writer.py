@@ -300,6 +300,21 @@ def test_only_its_owner_reads_an_outbox(tmp_path: Path) -> None:
     box.close()
 
 
+def test_rows_of_a_process_that_ended_reach_the_log_without_a_new_start(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "TAKE_OVER_SECONDS", 0.02)
+    address = parse_address(path)
+    with open_log(path) as log:
+        box = Outbox(default_outbox(address), address.key)
+        box.append([prediction_row(0).columns()])
+        time.sleep(0.1)
+        assert log.status.n_outbox == 0, "its process lives"
+        box.close()
+        wait_until(lambda: len(ids_of(path)) == 1)
+        wait_until(lambda: log.status.n_outbox == 0)
+
+
 def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Outbox(tmp_path, LOG_KEY)
     rows = [prediction_row(number).columns() for number in range(3)]

@@ -37,6 +37,8 @@ from dermkit.prediction_log.tables import PREDICTIONS
 MAX_ROWS_PER_COMMIT = 500
 DATABASE_RETRY_SECONDS = 2.0
 """How long the writer leaves a database alone that did not take rows."""
+TAKE_OVER_SECONDS = 30.0
+"""How often the writer looks for outbox files of processes that have ended."""
 
 _logger = logging.getLogger(__name__)
 
@@ -130,6 +132,7 @@ class PredictionLog:
         self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._status = LogStatus(n_outbox=outbox.n_waiting)
         self._next_try = 0.0
+        self._next_take_over = time.monotonic() + TAKE_OVER_SECONDS
         self._is_closed = False
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -181,6 +184,8 @@ class PredictionLog:
             submissions, is_open = self._take()
             if submissions:
                 self._write(submissions)
+            if time.monotonic() >= self._next_take_over:
+                self._take_over()
             if self._outbox and time.monotonic() >= self._next_try:
                 self._drain()
         self._outbox.close()
@@ -189,11 +194,12 @@ class PredictionLog:
     def _take(self) -> tuple[list[_Submission], bool]:
         """Wait for submissions; returns all that are there, up to one commit, and False where the log is closed.
 
-        While rows wait in the outbox, only until the database is to be tried again.
+        Only until the database is to be tried again, or other processes' outbox files are to be looked for.
         """
         submissions: list[_Submission] = []
         n_rows = 0
-        wait = max(0.0, self._next_try - time.monotonic()) if self._outbox else None
+        next_time = min(self._next_try, self._next_take_over) if self._outbox else self._next_take_over
+        wait = max(0.0, next_time - time.monotonic())
         with suppress(queue.Empty):
             while n_rows < MAX_ROWS_PER_COMMIT:
                 submission = self._queue.get(timeout=wait) if wait != 0 else self._queue.get_nowait()
@@ -247,6 +253,15 @@ class PredictionLog:
             _logger.warning("%s: the database takes rows again", self._database.address.name)
         self._status = replace(self._status, is_database_up=True)
         return True
+
+    def _take_over(self) -> None:
+        """Take the outbox files of processes that ended since the last look."""
+        self._next_take_over = time.monotonic() + TAKE_OVER_SECONDS
+        try:
+            self._outbox.take_over()
+        except (DermkitError, OSError) as error:
+            self._status = replace(self._status, problem=error_text(error))
+        self._note()
 
     def _drain(self) -> None:
         """Move the oldest rows of the outbox to the database, as many as one commit takes."""
