@@ -315,6 +315,25 @@ def test_rows_of_a_process_that_ended_reach_the_log_without_a_new_start(
         wait_until(lambda: log.status.n_outbox == 0)
 
 
+def test_under_steady_load_the_outbox_is_emptied(path: str) -> None:
+    stop, ids = threading.Event(), []
+
+    def write(log: writer.PredictionLog) -> None:
+        while not stop.is_set():
+            ids.extend(log.append([prediction_row(0)]))
+
+    with open_log(path, timeout=0.05) as log, ThreadPoolExecutor(4) as pool:
+        try:
+            with locked(path):
+                for _ in range(4):
+                    pool.submit(write, log)
+                wait_until(lambda: log.status.n_outbox > 20)
+            wait_until(lambda: log.status.n_outbox == 0 and not any(default_outbox(log.address).glob("*.rows")))
+        finally:
+            stop.set()
+    check_acknowledged(path, ids)
+
+
 def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     box = Outbox(tmp_path, LOG_KEY)
     rows = [prediction_row(number).columns() for number in range(3)]

@@ -39,7 +39,7 @@ class _OutboxFile:
         self._lock = file_lock
         self._stream: BinaryIO | None = None
         self._previous = GENESIS
-        self._read_offset = 0
+        self._read_offset = self._accepted_offset = 0
 
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows and flush them to the disk; raises `OSError`, and the file then ends as it did before."""
@@ -77,8 +77,19 @@ class _OutboxFile:
         return rows
 
     def read_again(self) -> None:
-        """Let `read` begin anew: what it gave last did not reach the database."""
-        self._read_offset = 0
+        """Let `read` give again what was not accepted: it did not reach the database."""
+        self._read_offset = self._accepted_offset
+
+    def accept(self) -> None:
+        """Note that every row which `read` returned is in the database."""
+        self._accepted_offset = self._read_offset
+
+    def is_at_end(self) -> bool:
+        """Whether `read` has returned every row."""
+        try:
+            return self._read_offset >= self.path.stat().st_size
+        except FileNotFoundError:
+            return True
 
     def close(self) -> None:
         """Close the file and let other processes have it."""
@@ -173,9 +184,14 @@ class Outbox:
     def accept(self, rows: Sequence[Row]) -> None:
         """Note that rows which `read` returned are in the database."""
         self.n_waiting = max(0, self.n_waiting - len(rows))
+        self._files[0].accept()
+
+    def is_first_at_end(self) -> bool:
+        """Whether `read` has returned every row of the oldest file."""
+        return self._files[0].is_at_end()
 
     def read_again(self) -> None:
-        """Let `read` begin anew with the oldest file: what it gave last did not reach the database."""
+        """Let `read` give again what was not accepted: it did not reach the database."""
         self._files[0].read_again()
 
     def remove_first(self) -> int:

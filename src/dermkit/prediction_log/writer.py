@@ -35,6 +35,8 @@ from dermkit.prediction_log.schema import upgrade_schema
 from dermkit.prediction_log.tables import PREDICTIONS
 
 MAX_ROWS_PER_COMMIT = 500
+_DRAIN_COMMITS = 4
+"""Commits that empty the outbox, between two of requests: more than one, or it would never be empty under load."""
 DATABASE_RETRY_SECONDS = 2.0
 """How long the writer leaves a database alone that did not take rows."""
 TAKE_OVER_SECONDS = 30.0
@@ -264,15 +266,22 @@ class PredictionLog:
         self._note()
 
     def _drain(self) -> None:
-        """Move the oldest rows of the outbox to the database, as many as one commit takes."""
+        """Move the oldest rows of the outbox to the database, in a few commits."""
+        for _ in range(_DRAIN_COMMITS):
+            if self._outbox and time.monotonic() >= self._next_try:
+                self._drain_once()
+
+    def _drain_once(self) -> None:
+        """Move rows as many as one commit takes; a file whose last row was among them is removed at once."""
         try:
             rows = self._outbox.read(MAX_ROWS_PER_COMMIT)
             if rows and not self._try_database(rows):
                 self._outbox.read_again()
-            elif rows:
+                return
+            if rows:
                 self._outbox.accept(rows)
                 self._note()
-            else:
+            if self._outbox.is_first_at_end():
                 self._note(n_damaged=self._outbox.remove_first())
         except (DermkitError, OSError, ValueError) as error:
             self._next_try = time.monotonic() + DATABASE_RETRY_SECONDS
