@@ -287,7 +287,11 @@ def test_each_log_has_a_key_of_its_own_without_its_password() -> None:
 
 
 def test_no_password_of_a_url_is_named() -> None:
-    for url in ("postgresql://u:SECRET@h/a", "postgresql://u@h/a?password=SECRET", "postgresql://h/a?sslpassword=SECRET"):
+    for url in (
+        "postgresql://u:SECRET@h/a",
+        "postgresql://u@h/a?password=SECRET",
+        "postgresql://h/a?sslpassword=SECRET",
+    ):
         assert "SECRET" not in parse_address(url).name
 
 

@@ -44,7 +44,7 @@ class _OutboxFile:
     def append(self, rows: Sequence[Row]) -> None:
         """Write rows and flush them to the disk; raises `OSError`, and the file then ends as it did before."""
         if self._stream is None:
-            self._stream = open(self.path, "xb", buffering=0, opener=_open_private)
+            self._stream = _create_private(self.path)
             sync_folder(self.path.parent)
         stream, previous = self._stream, self._previous
         end = stream.seek(0, os.SEEK_END)
@@ -210,9 +210,10 @@ class Outbox:
         self._files, self._is_last_ours = [], False
 
 
-def _open_private(path: str, flags: int) -> int:
-    """Open a file that is new, for its owner alone."""
-    return os.open(path, flags, 0o600)
+def _create_private(path: Path) -> BinaryIO:
+    """Create a file that is for its owner alone, and open it to be written without a buffer."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
 
 
 def _try_lock(path: Path) -> FileLock | None:

@@ -297,8 +297,8 @@ def open_log(log: str, outbox: Path | None = None, *, timeout: float = DATABASE_
     """Open the log of a server, create it or bring its schema up to date, and start the writer.
 
     log: the path of an SQLite file, or a URL (`parse_address`). outbox: folder of the rows that wait (default: beside
-    an SQLite file, else `prediction-log-KEY.outbox`, with `LogAddress.key`). timeout: seconds that a write waits for the database. A database
-    that is away is no error: the outbox takes the rows. Raises `UsageError` for an address or a schema that cannot be
+    an SQLite file, else `prediction-log-KEY.outbox`, with `LogAddress.key`). timeout: seconds that a write waits for
+    the database. One that is away is no error: the outbox takes the rows. Raises `UsageError` for an address or a schema that cannot be
     used, `OutputError` where the outbox cannot be written.
     """
     address = parse_address(log)
