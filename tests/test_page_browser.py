@@ -221,7 +221,7 @@ def test_a_blurred_image_and_one_unlike_the_training_are_marked(open_page: OpenP
     Image.open(tmp_path / "sharp.png").filter(ImageFilter.GaussianBlur(4)).save(tmp_path / "blurred.png")
     page = open_page()
     add(page, tmp_path / "sharp.png")
-    assert "blurred" not in page.inner_text(".answer-words").lower()
+    assert "blurred" not in page.inner_text("#answer").lower()
     add(page, tmp_path / "blurred.png")
     page.click("#step-next")
     assert "The image is blurred" in page.inner_text(".warnings")
@@ -250,7 +250,7 @@ def test_each_answer_has_its_words(
     page = open_page()
     change_answers(page, lambda document: change(document["images"][0]))
     add(page, pictures / "lesion-0.png")
-    assert words in page.inner_text(".answer-words")
+    assert words in page.inner_text("#answer")
 
 
 def test_many_images_have_progress_and_can_be_cancelled(open_page: OpenPage, tmp_path: Path) -> None:

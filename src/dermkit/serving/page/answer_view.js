@@ -1,10 +1,11 @@
 // The answer about the selected image, whatever its state: scored, refused, failed or not finished.
 
+import { answerWarnings } from "./answer_words.js";
 import { byId, element, icon } from "./dom.js";
 import { pictureCard } from "./heat_map.js";
 import { problemWords } from "./problem_words.js";
 import { refusalWords } from "./refusal_words.js";
-import { furtherCards, scoredCards } from "./scored_cards.js";
+import { furtherCards, scoredCards, warningList } from "./scored_cards.js";
 import { ANSWERED, FAILED, REFUSED, SENDING } from "./sitting.js";
 
 /** Show an image. actions: `step(n)`, `retry(image)`, `rescore(image, metadata)`, `takeCases(image, cases)`. */
@@ -15,6 +16,7 @@ export function showAnswer(image, images, model, actions) {
   const focusId = answer.contains(document.activeElement) ? document.activeElement.id : "";
   answer.replaceChildren(
     head(image, images, actions),
+    warningList(answerWarnings(image, model)),
     element(
       "div",
       { class: "answer-grid" },

@@ -1,14 +1,6 @@
 // What the model says of an image that it scored, as cards: what has to be read first comes first.
 
-import {
-  answerWarnings,
-  classCode,
-  classWords,
-  decisionWords,
-  mostProbable,
-  setWords,
-  topProbability,
-} from "./answer_words.js";
+import { classCode, classWords, decisionWords, mostProbable, setWords, topProbability } from "./answer_words.js";
 import { classBars } from "./bars.js";
 import { element, icon } from "./dom.js";
 import { rateCard } from "./figures.js";
@@ -21,7 +13,6 @@ import { problemWords } from "./problem_words.js";
 export function scoredCards(image, model, actions) {
   const { answer } = image;
   return [
-    warningList(answerWarnings(image, model)),
     headlineCard(image, model),
     element(
       "div",
