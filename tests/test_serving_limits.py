@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dermkit.errors import UsageError
+from dermkit.serving import limits
 from dermkit.serving.key_file import make_key
 from dermkit.serving.problems import PROBLEM_KINDS, PROBLEM_TYPE, ProblemCode
 from dermkit.serving.recorder import ExplainRecord, PredictionRecord, PredictionRecorder
@@ -282,6 +283,49 @@ def test_a_full_queue_refuses_at_once_and_answers_what_it_took() -> None:
             go.set()
             assert [(await task).status for task in waiting] == [200, 200]
             assert (await client.ask("GET", "/ready")).status == 200
+
+    run(check())
+
+
+async def gradual(body: bytes, wait: asyncio.Event) -> AsyncIterator[bytes]:
+    """Yield a body whose end comes when it may."""
+    yield body[:50]
+    await wait.wait()
+    yield body[50:]
+
+
+def test_of_requests_that_come_at_one_time_only_as_many_are_read_as_find_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def check() -> None:
+        monkeypatch.setattr(limits, "_UPLOAD_SECONDS", 20.0)
+        wait = asyncio.Event()
+        async with served(limits=ServeLimits(max_images=1, max_waiting=4)) as client:
+            headers = {"content-type": FORM_TYPE}
+
+            def ask() -> asyncio.Task[Reply]:
+                return asyncio.create_task(
+                    client.ask("POST", "/v1/predict", gradual(form(b"1"), wait), headers=headers)
+                )
+
+            go = threading.Event()
+            client.worker.wait = lambda: go.wait(30)
+            tasks = [ask() for _ in range(20)]
+            wait.set()
+            done, _ = await asyncio.wait(tasks, timeout=5)
+            while len(done) < 16:
+                done, _ = await asyncio.wait(tasks, timeout=0.1)
+            assert [(task.result().status, task.result().n_read) for task in done] == [(503, 0)] * 16
+            go.set()
+            assert sorted([(await task).status for task in tasks]) == [200] * 4 + [503] * 16
+
+            monkeypatch.setattr(limits, "_UPLOAD_SECONDS", 0.05)
+            wait.clear()
+            slow = [ask() for _ in range(10)]  # uploads that take long keep nobody out
+            await asyncio.sleep(0.01)
+            assert (await client.post("/v1/predict", form(b"1"))).status == 200
+            wait.set()
+            await asyncio.wait(slow)
 
     run(check())
 

@@ -5,8 +5,11 @@ Nothing of a body is read before all of them passed.
 """
 
 import asyncio
+import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from urllib.parse import urlsplit
 
 from dermkit.serving.asgi import AsgiApp, AsgiMessage, AsgiScope, Receive, Send, header_values, single_header
@@ -16,6 +19,9 @@ from dermkit.serving.rules import RouteRule, find_rule
 from dermkit.serving.settings import ServeLimits, ServeSettings
 
 _RETRY_SECONDS = 1
+_MAX_WAIT_SECONDS = 1.0
+_UPLOAD_SECONDS = 0.25
+"""A photograph takes some milliseconds in a local network; a queue that is full of slow uploads would be empty."""
 _SAME_SITE = ("same-origin", "none")
 
 
@@ -39,20 +45,80 @@ class BodyBudget:
         self.held -= n_bytes
 
 
+class Uploads:
+    """Requests whose images are on their way: they will want room in the queue in a moment.
+
+    Of many that come at one time only as many are read as would find room; the others wait for a moment, since most are
+    refused as soon as the first have filled the queue. An upload that takes long no longer counts: slow clients must
+    not keep others out. check_room: raises `Problem` where so many images would not be accepted now.
+    """
+
+    def __init__(self, check_room: Callable[[int], None]) -> None:
+        self._check_room = check_room
+        self._start_times: dict[int, float] = {}
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._number = 0
+
+    async def begin(self) -> int:
+        """Return the number of an upload that may be read; raises `Problem` where the queue is full."""
+        deadline = time.monotonic() + _MAX_WAIT_SECONDS
+        try:
+            self._check_room(1)
+            while not self._has_room() and time.monotonic() < deadline:
+                await self._wait()
+                self._check_room(1)
+        except Problem:
+            self._wake_next()  # who will be refused too
+            raise
+        self._number += 1
+        self._start_times[self._number] = time.monotonic()
+        return self._number
+
+    def end(self, number: int) -> None:
+        """Count an upload no longer."""
+        self._start_times.pop(number, None)
+        self._wake_next()
+
+    def _has_room(self) -> bool:
+        oldest = time.monotonic() - _UPLOAD_SECONDS
+        while self._start_times and next(iter(self._start_times.values())) <= oldest:
+            del self._start_times[next(iter(self._start_times))]
+        try:
+            self._check_room(1 + len(self._start_times))
+        except Problem:
+            return False
+        return True
+
+    async def _wait(self) -> None:
+        """Wait until an upload ends, or the oldest no longer counts."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        oldest = next(iter(self._start_times.values()), time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(waiter, max(0.001, oldest + _UPLOAD_SECONDS - time.monotonic()))
+
+    def _wake_next(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
 class RequestLimits:
     """Checks each request of an ASGI application; `state` of those that pass gets `rule` and `key_id`.
 
-    guard: of API keys, None = none are asked for. check_room: raises `Problem` where a request that needs the model
-    would not be accepted now.
+    guard: of API keys, None = none are asked for. check_room: gets a number of images, and raises `Problem` where they
+    would not be accepted now. A route that has its images calls `end_upload` of `state`.
     """
 
     def __init__(
         self, app: AsgiApp, *, rules: Sequence[RouteRule], settings: ServeSettings, guard: KeyGuard | None,
-        check_room: Callable[[], None],
+        check_room: Callable[[int], None],
     ) -> None:  # fmt: skip
         self._app, self._rules, self._limits = app, tuple(rules), settings.limits
         self._trusted_hosts, self._named_hosts = settings.trusted_hosts, settings.named_hosts
-        self._guard, self._check_room = guard, check_room
+        self._guard, self._uploads = guard, Uploads(check_room)
         self.budget = BodyBudget(settings.limits.max_buffered_bytes)
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -72,14 +138,15 @@ class RequestLimits:
             _check_length(scope, max_bytes)
         else:
             _check_no_body(scope)
-        if rule.needs_model:
-            self._check_room()
+        upload = await self._uploads.begin() if rule.needs_model else 0
+        end_upload = scope["state"]["end_upload"] = partial(self._uploads.end, upload)
         if scope["method"] == "HEAD":  # the server leaves the body of its answer out
             scope = {**scope, "method": "GET"}
         body = _CountedBody(receive, max_bytes, self._limits, self.budget)
         try:
             await self._app(scope, body.receive if rule.content_type else receive, send)
         finally:
+            end_upload()
             body.release()
 
     def _check_host(self, scope: AsgiScope) -> None:

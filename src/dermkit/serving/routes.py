@@ -74,6 +74,7 @@ async def post_predict(request: Request) -> PredictAnswer:
         raise Problem(ProblemCode.FIELD_NOT_VALID, "images: none given")
     metadata = parse_metadata(form.fields.get("metadata"), len(form.images), server.model.metadata_fields)
     jobs = [ImageJob(data, values) for data, values in zip(form.images, metadata, strict=True)]
+    request.state.end_upload()
     results = await _while_connected(request.receive, server.queue.predict(jobs))
     images = [
         image_answer(
@@ -109,6 +110,7 @@ async def post_explain(request: Request) -> ExplainAnswer:
     if len(form.images) != 1:
         raise Problem(ProblemCode.FIELD_NOT_VALID, f"image: {len(form.images)} given; one is taken")
     job = _explain_job(form, model)
+    request.state.end_upload()
     result = await _while_connected(request.receive, server.queue.explain(job))
     if "not_supported" in result:
         raise Problem(ProblemCode.NOT_SUPPORTED, str(result["not_supported"]))
