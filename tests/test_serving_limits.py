@@ -433,6 +433,9 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
         def watch(self, registry: object) -> None:
             raise AssertionError(f"without a process nothing is measured: {registry}")
 
+        def check_fields(self, fields: object, n_images: int) -> None:
+            assert fields is not None and n_images
+
         async def record(self, record: PredictionRecord) -> None:
             raise OSError(f"/srv/jane/secret.db is full: {record}")
 
@@ -470,6 +473,9 @@ def test_every_prediction_is_recorded_before_it_is_given(tmp_path: Path) -> None
 
         def watch(self, registry: object) -> None:
             raise AssertionError(f"without a process nothing is measured: {registry}")
+
+        def check_fields(self, fields: object, n_images: int) -> None:
+            assert fields is not None and n_images
 
         async def record(self, record: PredictionRecord) -> None:
             records.append(record)

@@ -51,6 +51,7 @@ class FullWorker(QuickWorker):
     """Answers with every field that a row can hold; an image that begins with "broken" is refused."""
 
     def run(self, jobs: Sequence[Job], deliver: Deliver) -> None:
+        self.batches.append([job.data for job in jobs])
         for index, job in enumerate(jobs):
             if isinstance(job, ExplainJob) and not job.data.startswith(b"broken"):
                 deliver(index, HEAT_MAP)
@@ -226,6 +227,7 @@ def test_wrong_groups_are_no_fault_of_the_log(path: str) -> None:
             async with logging_server(log) as client:
                 reply = await client.post("/v1/predict", form(b"one", groups='{"patient": "Jane"}'))
                 assert (reply.status, reply.json["code"]) == (422, "field_not_valid")
+                assert not client.worker.batches, "nothing was scored for it"
 
     run(main())
     assert list(read_log(path)) == []

@@ -28,6 +28,10 @@ class LogRecorder:
     def __init__(self, log: PredictionLog) -> None:
         self.log = log
 
+    def check_fields(self, fields: Mapping[str, str], n_images: int) -> None:
+        """Raise `Problem` for groups that the log does not take."""
+        parse_groups(fields.get(GROUPS_FIELD), n_images)
+
     async def record(self, record: PredictionRecord) -> None:
         """Write the rows of a request, on disk when this returns.
 

@@ -50,6 +50,9 @@ class PredictionRecorder(Protocol):
     def watch(self, registry: CollectorRegistry) -> None:
         """Let /metrics say what was recorded."""
 
+    def check_fields(self, fields: Mapping[str, str], n_images: int) -> None:
+        """Raise `Problem` for fields of a client that the record does not take, before its images are scored."""
+
     async def record(self, record: PredictionRecord) -> None:
         """Keep a record; raises where that fails, and the answer is then not given."""
 

@@ -73,6 +73,9 @@ async def post_predict(request: Request) -> PredictAnswer:
     if not form.images:
         raise Problem(ProblemCode.FIELD_NOT_VALID, "images: none given")
     metadata = parse_metadata(form.fields.get("metadata"), len(form.images), server.model.metadata_fields)
+    record_fields = {name: text for name, text in form.fields.items() if name in record_names}
+    if server.recorder is not None:
+        server.recorder.check_fields(record_fields, len(form.images))
     jobs = [ImageJob(data, values) for data, values in zip(form.images, metadata, strict=True)]
     request.state.end_upload()
     results = await _while_connected(request.receive, server.queue.predict(jobs))
@@ -85,10 +88,11 @@ async def post_predict(request: Request) -> PredictAnswer:
     answer = _predict_answer(server, request.state.request_id, images)
     _count(server.metrics, images)
     if server.recorder is not None:
-        fields = {name: text for name, text in form.fields.items() if name in record_names}
         statistics = tuple(result.get("statistics") for result in results)
         await _record(
-            server.recorder.record(PredictionRecord(answer, fields, statistics, tuple(metadata), _key_id(request)))
+            server.recorder.record(
+                PredictionRecord(answer, record_fields, statistics, tuple(metadata), _key_id(request))
+            )
         )
     if not answer.n_scored:
         raise Problem(ProblemCode.IMAGE_REFUSED, images=[image.model_dump() for image in images])
