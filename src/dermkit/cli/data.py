@@ -44,6 +44,10 @@ JoinOption = Annotated[
     list[Path] | None,
     typer.Option(help="A table to add lesion ids, age, ... from, by the ISIC id in file names. May be repeated."),
 ]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option(help="A folder of lesion masks, PNG by image name, for heat maps and counterfactuals."),
+]
 ReplaceOption = Annotated[
     bool,
     typer.Option(
@@ -70,6 +74,7 @@ def import_command(
     drop: DropOption = None,
     as_written: AsWrittenOption = False,
     join: JoinOption = None,
+    masks: MasksOption = None,
     replace_earlier: ReplaceOption = False,
 ) -> None:
     from dermkit.data.importers.run import import_dataset
@@ -83,7 +88,7 @@ def import_command(
     with progress_bar() as progress:
         outcome = import_dataset(
             layout, source, out=out, name=name, malignancy=overrides,
-            options=options, metadata_tables=join or [], replace_earlier=replace_earlier,
+            options=options, metadata_tables=join or [], masks=masks, replace_earlier=replace_earlier,
             on_progress=lambda count, total: progress.step("images", count, total),
             on_unpack=lambda count, total: progress.step("unpacked", count, total),
         )  # fmt: skip
@@ -95,6 +100,9 @@ def import_command(
         echo(f"{level}: {note['text']} ({note['n']})")
     if outcome.retained:
         echo(f"kept as it was: {'; '.join(outcome.retained)} (--replace undoes it)")
+    if outcome.masks:
+        n_refused = sum(bool(row.reason) for row in outcome.masks)
+        echo(f"lesion masks: {len(outcome.masks) - n_refused} used, {n_refused} refused: {out / 'masks.csv'}")
     echo(f"overview: {out / 'overview.html'}")
     exit_with_refused([rejection.reason for rejection in outcome.rejected], out / "refused.csv")
 

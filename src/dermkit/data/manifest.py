@@ -22,8 +22,11 @@ from dermkit.data.unknown import known_ids
 from dermkit.errors import DataError
 from dermkit.files import TEMP_PREFIX, JsonFile, canonical_json, fingerprint, open_regular, write_chunks
 
-LOCATION = JsonFile("location.json", 1)
-"""Where the images of a data set, or of a run, lie on this machine."""
+LOCATION = JsonFile(
+    "location.json", 2, {1: lambda document: {**document, "masks": "", "dataset": "", "format": 2}}
+)
+"""Where the images of a data set, or of a run, lie on this machine. Format 2 added `masks`, the folder of a data set's
+lesion masks, and `dataset`, the folder of a run's data set; "" without."""
 MANIFEST_COLUMNS = (
     "image_id", "path", "label", "lesion_id", "patient_id", "isic_id", "source", "licence", "attribution",
     "age", "sex", "site", "skin_type", "given_split", "copy_group", "pixel_sha256", "file_sha256", "width", "height",
@@ -65,8 +68,9 @@ class Dataset:
 
     image_root: the folder that the manifest's `path` is relative to. classes: in the order of the model's outputs.
     manifest: one row per image with the columns `MANIFEST_COLUMNS`; text, "" = unknown, and width, height as int64
-    (pixels). importer: the layout that it was imported with. notes: other entries of dataset.json (warnings, licence,
-    numbers of rejected images). files_sha256: of the files that it was read from, "" for one that was not read.
+    (pixels). mask_root: the folder of its lesion masks (`data/masks.py`) or None. importer: the layout that it was
+    imported with. notes: other entries of dataset.json (warnings, licence, numbers of rejected images). files_sha256:
+    of the files that it was read from, "" for one that was not read.
     """
 
     folder: Path
@@ -77,6 +81,7 @@ class Dataset:
     importer: str
     notes: dict[str, Any] = field(default_factory=dict)
     files_sha256: str = ""
+    mask_root: Path | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -160,7 +165,8 @@ def save_dataset(dataset: Dataset, into: Path | None = None) -> None:
     check_manifest(dataset.manifest, dataset.classes, source=str(dataset.folder / "manifest.csv"))
     folder = into or dataset.folder
     write_chunks(folder / "manifest.csv", manifest_chunks(dataset.manifest))
-    LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
+    masks = "" if dataset.mask_root is None else str(dataset.mask_root.resolve())
+    LOCATION.write(folder, {"images": str(dataset.image_root.resolve()), "masks": masks, "dataset": ""})
     document = {
         "name": dataset.name,
         "importer": dataset.importer,
@@ -169,6 +175,12 @@ def save_dataset(dataset: Dataset, into: Path | None = None) -> None:
     }
     extra_notes = {key: value for key, value in dataset.notes.items() if key not in document}
     DATASET.write(folder, {**document, **extra_notes})
+
+
+def write_run_location(folder: Path, dataset: Dataset) -> None:
+    """Write location.json of a run on a data set: where its images lie, and the data set's folder."""
+    images, place = str(dataset.image_root.resolve()), str(dataset.folder.resolve())
+    LOCATION.write(folder, {"images": images, "masks": "", "dataset": place})
 
 
 def update_notes(dataset: Dataset, **notes: Any) -> Dataset:
@@ -225,7 +237,8 @@ def load_dataset(folder: Path) -> Dataset:
     frame = read_manifest(folder / "manifest.csv")
     check_manifest(frame, classes, source=str(folder / "manifest.csv"))
     notes = {key: entry for key, entry in document.items() if key not in _DATASET_KEYS}
-    return Dataset(folder, images, name, classes, frame, importer, notes, files_sha256)
+    mask_root = Path(str(location["masks"])) if location.get("masks") else None
+    return Dataset(folder, images, name, classes, frame, importer, notes, files_sha256, mask_root)
 
 
 def dataset_files_sha256(folder: Path) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dermkit.audit.status import audit_state
 from dermkit.data.groups import leakage_groups, unknown_ids_warnings
-from dermkit.data.manifest import Dataset
+from dermkit.data.manifest import Dataset, write_run_location
 from dermkit.data.readers import reading
 from dermkit.errors import DataError
 from dermkit.evaluation.class_mapping import (
@@ -37,7 +37,6 @@ from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
     EXTERNAL_FOLDER,
     GROUPS_FILE,
-    LOCATION,
     MODEL_FOLDER,
     PREDICTIONS_FILE,
     RECIPE_FILE,
@@ -119,7 +118,7 @@ def _write_folder(
     write_attributes(folder / ATTRIBUTES_FILE, dataset.manifest, mapped_rows["image_id"])
     write_rows(folder / UNMAPPED_FILE, ("image_id", "path", "label"), mapped.unmapped_images.to_numpy().tolist())
     RUN.write(folder, run_json)
-    LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
+    write_run_location(folder, dataset)
     recipe_json = predictor.card["recipe"]
     write_json(folder / RECIPE_FILE, recipe_json, format=format_of_recipe(recipe_json))
 

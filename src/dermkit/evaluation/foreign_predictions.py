@@ -23,7 +23,7 @@ from dermkit.data.diagnoses import (
 )
 from dermkit.data.groups import leakage_groups, unknown_ids_warnings
 from dermkit.data.importers.match_files import match_files
-from dermkit.data.manifest import Dataset, LesionClass
+from dermkit.data.manifest import Dataset, LesionClass, write_run_location
 from dermkit.data.split import Split
 from dermkit.errors import DataError
 from dermkit.evaluation.evaluate import evaluate_run
@@ -46,7 +46,7 @@ from dermkit.evaluation.requested_targets import POLICY_SPLIT, check_options, ch
 from dermkit.files import check_output, check_writable, fingerprint, sha256_file
 from dermkit.images.formats import IMAGE_SUFFIXES
 from dermkit.progress import Progress
-from dermkit.runs.layout import FOREIGN, GROUPS_FILE, LOCATION, OLD_FOREIGN_FILE, PREDICTIONS_FILE, RUN
+from dermkit.runs.layout import FOREIGN, GROUPS_FILE, OLD_FOREIGN_FILE, PREDICTIONS_FILE, RUN
 from dermkit.runs.predictions import (
     PROBABILITY_PREFIX,
     check_predictions,
@@ -129,7 +129,7 @@ def _write_folder_facts(folder: Path, file: Path, run_json: dict[str, Any], data
     FOREIGN.write(folder, {"file": file.name, "sha256": sha256_file(file)})
     (folder / OLD_FOREIGN_FILE).unlink(missing_ok=True)
     if dataset is not None:
-        LOCATION.write(folder, {"images": str(dataset.image_root.resolve())})
+        write_run_location(folder, dataset)
 
 
 def _check_fittable(predictions: pd.DataFrame, classes: Sequence[LesionClass], options: EvaluationOptions) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dermkit.errors import DataError, ImageRejected, UsageError
 from dermkit.explanation.deletion import CurveSummary, summarise_curves
+from dermkit.explanation.image_masks import ImageMasks, find_image_masks
 from dermkit.explanation.map_verdict import judge_maps, map_remedies
 from dermkit.explanation.metadata_input import MetadataInput, find_metadata_input
 from dermkit.explanation.nearest_cases import (
@@ -44,7 +45,7 @@ from dermkit.explanation.records import (
 from dermkit.explanation.target import EvidenceTarget, MapMethod, TargetChoice, choose_target
 from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_bytes, write_rows
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.lesion_masks import LesionShare, Mask, find_mask, lesion_share, read_mask
+from dermkit.images.lesion_masks import LesionShare, lesion_share
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.prediction.inputs import ImageRef, find_images, utf8_safe
 from dermkit.prediction.locate import check_folder, check_model_folder
@@ -90,7 +91,7 @@ class _Job:
     explainer: "ModelExplainer"
     choice: TargetChoice
     out: Path
-    masks: Path | None
+    masks: ImageMasks
     has_checks: bool
     training_splits: dict[str, str]
     cases: TrainingCases | None
@@ -119,7 +120,8 @@ def explain(
 
     images: files, folders, patterns. class_name: the class to explain, None = the predicted one of each image. against:
     the class to set it against, None = all others. method: of the maps (docs/explain.md); `auto` takes gradients where
-    the table of layers knows the net. masks: a folder of lesion masks, PNG by image name. metadata: age, sex and site
+    the table of layers knows the net. masks: a folder of lesion masks, PNG by image name; None =
+    those of the data set, for its own images. metadata: age, sex and site
     of the images, for a model that takes them, as in `predict`; None = unknown. checks: compare with random nets, and
     draw deletion and insertion curves. device: auto, cpu or cuda. batch_size: pictures per forward pass. raw: names
     that a spreadsheet would compute stay as they are.
@@ -149,7 +151,7 @@ def _explain(
     model: Path, images: Sequence[str], out: Path, options: _ExplainOptions, progress: Progress
 ) -> ExplainOutcome:
     job, image_list = _prepare(model, images, out, options, progress)
-    readable, rejected = _check_images(image_list, options.masks, progress)
+    readable, rejected = _check_images(image_list, job.masks, progress)
     check_writable(out)
     with lock(out):
         sweep_temp(out)
@@ -177,9 +179,8 @@ def _prepare(
             remedy="--method gradient-rollout, or leave out --against",
         )
     check_model_folder(model)
-    masks = options.masks
-    if masks is not None:
-        check_folder(masks)
+    if options.masks is not None:
+        check_folder(options.masks)
     image_list = find_images(images, exclude=[out])
     check_output(out, marker=EXPLAIN.name, description="a folder of explanations")
     from dermkit.explanation.model_maps import ModelExplainer
@@ -194,7 +195,8 @@ def _prepare(
     training_splits = {pixels: split for pixels, _, split in predictor.training_images}
     cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
     return _Job(
-        predictor, explainer, choice, out, masks, options.checks, training_splits, cases,
+        predictor, explainer, choice, out, find_image_masks(options.masks, predictor.folder), options.checks,
+        training_splits, cases,
         images_root(predictor.folder), metadata, read_model_verdict(predictor.folder),
     ), image_list  # fmt: skip
 
@@ -209,7 +211,7 @@ def _check_captum() -> None:
 
 
 def _check_images(
-    image_list: Sequence[ImageRef], masks: Path | None, progress: Progress
+    image_list: Sequence[ImageRef], masks: ImageMasks, progress: Progress
 ) -> tuple[list[ImageRef], list[tuple[str, str, str]]]:
     """Return the images that can be read, and (name, reason, detail) of the others; raises `DataError` for a mask."""
     readable, rejected, n_masks = [], [], 0
@@ -222,19 +224,10 @@ def _check_images(
         finally:
             progress.step("checking images", number, len(image_list))
         readable.append(image)
-        n_masks += _find_fitting_mask(image, masks, (shape[0], shape[1])) is not None
-    if masks is not None and readable and not n_masks:
-        raise DataError(
-            f"{masks}: holds no mask of these images",
-            outcome="nothing was explained",
-            remedy=f"name each mask as its image, such as {readable[0].image_id}.png",
-        )
+        n_masks += masks.mask(image, (shape[0], shape[1])) is not None
+    if readable:
+        masks.check_used(n_masks, readable[0].image_id)
     return readable, rejected
-
-
-def _find_fitting_mask(image: ImageRef, masks: Path | None, shape: tuple[int, int]) -> Mask | None:
-    path = None if masks is None else find_mask(masks, image.name)
-    return None if path is None else read_mask(path, shape)
 
 
 def _all_rejected_error(n_images: int, first: tuple[str, str, str], out: Path) -> DataError:
@@ -318,7 +311,7 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
 
 def _share(job: _Job, image: ImageRef, opened: LesionImage, model_map: "ModelMap") -> LesionShare | None:
     height, width = opened.pixels.shape[:2]
-    mask = _find_fitting_mask(image, job.masks, (height, width))
+    mask = job.masks.mask(image, (height, width))
     return None if mask is None else lesion_share(model_map.combined, mask)
 
 

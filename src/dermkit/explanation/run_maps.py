@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dermkit.data.masks import masks_of_run
 from dermkit.errors import DataError, DermkitError, ImageRejected, OutputError, UntrustedError
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
@@ -29,7 +30,7 @@ from dermkit.explanation.run_records import (
 from dermkit.explanation.target import EvidenceTarget
 from dermkit.files import fingerprint
 from dermkit.images.decode import LesionImage, open_image
-from dermkit.images.lesion_masks import LesionShare, find_mask, lesion_share, read_mask
+from dermkit.images.lesion_masks import LesionMasks, LesionShare, lesion_share
 from dermkit.models.checksums import expected_hashes
 from dermkit.progress import Progress
 from dermkit.render.sheets import jpeg_bytes, thumbnail
@@ -54,14 +55,16 @@ def update_heat_maps(
     """Make and save the heat maps of an evaluated run, unless those of the same answers by the same nets are there.
 
     images: where the run's images lie, None = nowhere. is_wanted: False makes none, and removes those of other answers.
-    masks: a folder of lesion masks, which makes them anew. device: auto, cpu or cuda. A folder without a model has
-    none. What cannot be made is said in heat_maps.json and by `progress`; it ends no run. Raises `OutputError`.
+    masks: a folder of lesion masks, which makes them anew; None = those of the data set, if it has any. device: auto,
+    cpu or cuda. A folder without a model has none. What cannot be made is said in heat_maps.json and by `progress`; it
+    ends no run. Raises `OutputError`.
     """
     progress = progress or Progress()
     if not (folder / MODEL_FOLDER).is_dir():
         return
     with saved_content(folder):
-        job = _Job(RunFolder(folder), images, masks, device, progress)
+        given_masks = None if masks is None else LesionMasks(masks)
+        job = _Job(RunFolder(folder), images, given_masks, device, progress)
         is_current = _is_current(job, is_wanted=is_wanted)
     if is_current:
         return
@@ -77,13 +80,18 @@ class _Job:
 
     run: RunFolder
     images_root: Path | None
-    masks: Path | None
+    given_masks: LesionMasks | None
     device: str
     progress: Progress
 
     @property
     def out(self) -> Path:
         return self.run.path / HEAT_MAPS_FOLDER
+
+    @cached_property
+    def masks(self) -> LesionMasks | None:
+        """The lesion masks: those that were given, else those of the run's data set."""
+        return self.given_masks or masks_of_run(self.run.path)
 
     @property
     def split(self) -> str:
@@ -133,7 +141,15 @@ class _Job:
             self.split,
             [list(vars(image).values()) for image in self.chosen],
             [_net_hashes(model) for model in self.images_by_model],
+            *self._dataset_masks(),
         )
+
+    def _dataset_masks(self) -> list[list[str]]:
+        """Return the files of the data set's masks of these images, in a list; an empty one where it has none."""
+        if self.masks is None or self.masks is self.given_masks:
+            return []
+        files = [self.masks.path(mask_name(image)) for image in self.chosen]
+        return [[str(file) for file in files]] if any(files) else []
 
     @property
     def why_none(self) -> str:
@@ -153,10 +169,15 @@ class _Job:
         return bool(self.run.seal) and self.run.seal["opening_number"] is None
 
 
+def mask_name(image: RunImage) -> str:
+    """Return the name by which the mask of an image is found: its id with the ending of its file."""
+    return f"{image.image_id}{Path(image.path).suffix}"
+
+
 def _is_current(job: _Job, *, is_wanted: bool) -> bool:
     """Return whether what is saved is of these answers, and nothing better can or shall be made now."""
     saved = HEAT_MAPS.read_optional(job.out)
-    if saved.get("key") != job.key or job.masks is not None:
+    if saved.get("key") != job.key or job.given_masks is not None:
         return False
     if saved["is_complete"] and not (job.out / HEAT_MAPS_TABLE).is_file():
         return False
@@ -216,8 +237,8 @@ def _map_all(job: _Job) -> tuple[list[RunImageMap], MapFacts]:
             maps[image], cells = _map_image(job, predictor, explainer, image, is_checked=is_checked)
             cell_maps += cells
             job.progress.step("heat maps", len(maps), len(job.chosen))
-    if job.masks is not None and all(one.share is None for one in maps.values()):
-        job.progress.say(f"warning: {job.masks}: holds no mask of these images that can be used")
+    if job.given_masks is not None and all(one.share is None for one in maps.values()):
+        job.progress.say(f"warning: {job.given_masks.folder}: holds no mask of these images that can be used")
     facts = facts.with_check(compare_with_random_nets(cell_maps) if cell_maps else None)
     n_unverified = sum(
         image.image_id not in job.pixel_hashes for image, one in maps.items() if one.pictures is not None
@@ -275,12 +296,11 @@ def _lesion_share(
     job: _Job, image: RunImage, opened: LesionImage, heat_map: NDArray[np.float32]
 ) -> tuple[LesionShare | None, str]:
     """Return how much of a map lies inside the lesion, None without a mask, and why one cannot be used."""
-    path = None if job.masks is None else find_mask(job.masks, image.path)
-    if path is None:
+    if job.masks is None:
         return None, ""
     try:
-        mask = read_mask(path, (opened.pixels.shape[0], opened.pixels.shape[1]))
+        mask = job.masks.mask(mask_name(image), (opened.pixels.shape[0], opened.pixels.shape[1]))
     except DataError as error:
         job.progress.say(f"warning: {error.message}")
         return None, f"Its mask cannot be used: {error.message}."
-    return lesion_share(heat_map, mask), ""
+    return None if mask is None else lesion_share(heat_map, mask), ""

@@ -3,6 +3,7 @@
 A mask is a PNG of its image's size, the lesion bright on black.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermkit.errors import DataError, ImageRejected
+from dermkit.files import fingerprint
 from dermkit.images.decode import open_image
 
 _ENDINGS = ("", "_segmentation", "_mask")
@@ -37,6 +39,45 @@ class LesionShare:
             return ""
         outside, even = f"{100 * (1 - self.inside):.0f} %", f"{100 * (1 - self.area):.0f} %"
         return f"Most of the map lies outside the lesion: {outside} of it; an even map would have {even} outside."
+
+
+@dataclass(frozen=True)
+class LesionMasks:
+    """The masks of images, in a folder. paths: image_id -> path below it, of a data set; None = they go by image name.
+
+    A mask that does not fit its image ends a command that was given the folder. Of a data set, whose masks were checked
+    as they were imported, it counts as none: the image was replaced since.
+    """
+
+    folder: Path
+    paths: Mapping[str, str] | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells these masks from others, as a text."""
+        return str(self.folder) if self.paths is None else f"{self.folder} {fingerprint(dict(self.paths))}"
+
+    def path(self, image_name: str) -> Path | None:
+        """Return the file of an image's mask, None where there is none. image_name: its path below its folder."""
+        if self.paths is None:
+            return find_mask(self.folder, image_name)
+        mask = self.paths.get(Path(image_name).with_suffix("").as_posix())
+        return None if mask is None or not (self.folder / mask).is_file() else self.folder / mask
+
+    def mask(self, image_name: str, shape: tuple[int, int]) -> Mask | None:
+        """Return an image's mask (H, W), None without one; raises `DataError` for a given one that does not fit.
+
+        shape: (H, W) of the image.
+        """
+        path = self.path(image_name)
+        if path is None:
+            return None
+        try:
+            return read_mask(path, shape)
+        except DataError:
+            if self.paths is None:
+                raise
+            return None
 
 
 def find_mask(folder: Path, image_name: str) -> Path | None:

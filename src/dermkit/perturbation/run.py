@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dermkit.data.manifest import Dataset
+from dermkit.data.masks import masks_of_dataset, masks_of_run
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_rows
-from dermkit.images.lesion_masks import find_mask
+from dermkit.images.lesion_masks import LesionMasks
 from dermkit.perturbation.artefacts import Artefact
 from dermkit.perturbation.page import write_counterfactuals_page
 from dermkit.perturbation.plan import PICTURES_FOLDER, find_artefacts, plan_variants
@@ -83,12 +84,15 @@ def counterfactuals(
     run: a run folder, or with `dataset` a model folder. dataset: other images; the run's own data set says where its
     images lie now. split: of the run; None = test, but validation where the test split is sealed or was not scored.
     n_images: about how many, whole lesions at random; None = all. artefacts: names, none = all. masks: a folder of
-    lesion masks. target: the operating point, None = the first guaranteed one. seed: of the sample and the drawing.
+    lesion masks, None = those of the data set, if any. target: the operating point, None = the first guaranteed one.
+    seed: of the sample and the drawing.
 
     Interrupted, it continues if repeated. Raises `UsageError`, `DataError` for fewer than ten images or a mask that
     does not fit, `UntrustedError` for the model; all but the last of these before anything is scored.
     """
-    settings = ChangeSettings(plan_variants(find_artefacts(artefacts)), seed, masks)
+    settings = ChangeSettings(
+        plan_variants(find_artefacts(artefacts)), seed, None if masks is None else LesionMasks(masks)
+    )
     options = _Options(find_artefacts(artefacts), split, n_images, target, device, batch_size, raw)
     return _counterfactuals(run, dataset, out, settings, options, progress or Progress())
 
@@ -119,7 +123,7 @@ def _counterfactuals(
 ) -> CounterfactualOutcome:  # fmt: skip
     run_folder = _find_run(folder, dataset)
     if settings.masks is not None:
-        check_folder(settings.masks)
+        check_folder(settings.masks.folder)
     out = out or _default_out(folder, run_folder, dataset)
     check_output(out, marker=COUNTERFACTUALS.name, description="counterfactuals of a run")
     selection = None if run_folder is None else _select_from_run(run_folder, dataset, options)
@@ -131,7 +135,10 @@ def _counterfactuals(
     if selection is None:
         raise _no_images_error(folder)
     check_enough(selection)
-    _check_masks(settings.masks, selection)
+    if settings.masks is None:
+        settings = replace(settings, masks=_masks_of_images(run_folder, dataset))
+    else:
+        _check_masks(settings.masks, selection)
     selection = sample_units(selection, options.n_images, settings.seed)
     check_enough(selection)
     progress.say(f"{len(selection):,} of {selection.n_available:,} images: {selection.text}")
@@ -141,15 +148,22 @@ def _counterfactuals(
         return _change_and_write(out, selection, predictor, settings, options, progress)
 
 
-def _check_masks(masks: Path | None, selection: ImageSelection) -> None:
+def _masks_of_images(run: RunFolder | None, dataset: Dataset | None) -> LesionMasks | None:
+    """Return the masks that belong to the data set of the images; None where it has none."""
+    if dataset is not None:
+        return masks_of_dataset(dataset.folder)
+    return None if run is None else masks_of_run(run.path)
+
+
+def _check_masks(masks: LesionMasks, selection: ImageSelection) -> None:
     """Raise `DataError` for a folder that holds no mask of these images."""
     names = [
         f"{image_id}{Path(path).suffix}"
         for image_id, path in zip(selection.rows["image_id"], selection.rows["path"], strict=True)
     ]
-    if masks is not None and not any(find_mask(masks, name) for name in names):
+    if not any(masks.path(name) for name in names):
         raise DataError(
-            f"{masks}: holds no mask of these images",
+            f"{masks.folder}: holds no mask of these images",
             outcome="nothing was scored",
             remedy=f"name each mask as its image, such as {Path(names[0]).stem}.png",
         )

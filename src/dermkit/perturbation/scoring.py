@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dermkit.errors import ImageRejected
 from dermkit.files import fingerprint, write_bytes
 from dermkit.images.decode import open_image
-from dermkit.images.lesion_masks import Mask, find_mask, read_mask
+from dermkit.images.lesion_masks import LesionMasks, Mask
 from dermkit.images.preprocess import Preprocessing, RgbPixels, resize_pixels
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.perturbation.artefacts import add_artefact
@@ -42,11 +42,11 @@ PARTIAL_SCORES_FILE = "scores.npz"
 
 @dataclass(frozen=True)
 class ChangeSettings:
-    """What is done with each image. masks: folder of lesion masks, None = none. seed: of what is drawn."""
+    """What is done with each image. masks: of the lesions, None = none. seed: of what is drawn."""
 
     variants: tuple[Variant, ...]
     seed: int
-    masks: Path | None = None
+    masks: LesionMasks | None = None
 
 
 @dataclass(eq=False)
@@ -75,19 +75,21 @@ def open_for_changes(path: Path, name: str) -> RgbPixels:
     return np.asarray(thumbnail(pixels, MAX_CHANGED_SIDE)) if max(pixels.shape[:2]) > MAX_CHANGED_SIDE else pixels
 
 
-def lesion_of(pixels: RgbPixels, path: Path, image_id: str, masks: Path | None) -> LesionArea:
+def lesion_of(pixels: RgbPixels, path: Path, image_id: str, masks: LesionMasks | None) -> LesionArea:
     """Return where the lesion of an image is; raises `DataError` for a mask of another size than the image's file."""
     return find_lesion(pixels, None if masks is None else _fitting_mask(pixels, path, image_id, masks))
 
 
-def _fitting_mask(pixels: RgbPixels, path: Path, image_id: str, masks: Path) -> Mask | None:
-    mask_path = find_mask(masks, f"{image_id}{path.suffix}")
-    if mask_path is None:
+def _fitting_mask(pixels: RgbPixels, path: Path, image_id: str, masks: LesionMasks) -> Mask | None:
+    name = f"{image_id}{path.suffix}"
+    if masks.path(name) is None:
         return None
     if max(pixels.shape[:2]) < MAX_CHANGED_SIDE:
-        return read_mask(mask_path, (pixels.shape[0], pixels.shape[1]))
+        return masks.mask(name, (pixels.shape[0], pixels.shape[1]))
     full_shape = open_image(path).pixels.shape
-    mask = read_mask(mask_path, (full_shape[0], full_shape[1]))
+    mask = masks.mask(name, (full_shape[0], full_shape[1]))
+    if mask is None:
+        return None
     as_image = np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2)
     return np.asarray(thumbnail(as_image, MAX_CHANGED_SIDE))[:, :, 0] > 127
 
@@ -181,7 +183,8 @@ def _change_in_every_way(
 
 def _fingerprint(predictor: "Predictor", settings: ChangeSettings) -> str:
     variants = [(variant.name, variant.strength) for variant in settings.variants]
-    return fingerprint(predictor.model_key, variants, settings.seed, str(settings.masks))
+    masks = str(settings.masks and settings.masks.identity)
+    return fingerprint(predictor.model_key, variants, settings.seed, masks)
 
 
 def _save_answers(path: Path, key: str, answers: Answers, rows: pd.DataFrame) -> None:

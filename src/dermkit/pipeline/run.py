@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dermkit.data.groups import leakage_groups
+from dermkit.data.manifest import write_run_location
 from dermkit.data.split import save_split
 from dermkit.errors import RunInterrupt, UsageError
 from dermkit.evaluation.evaluate import evaluate_run
@@ -52,7 +53,6 @@ from dermkit.runs.layout import (
     AUGMENTED_SHEET,
     CHECKPOINTS_FOLDER,
     EXCLUDED_FILE,
-    LOCATION,
     LOG_FILE,
     METRICS,
     MODEL_FOLDER,
@@ -221,7 +221,7 @@ def _train_and_report(plan: RunPlan, prepared_job: PreparedJob, machine: Machine
         is_member=plan.leaves_test_to_ensemble,
         teacher=machine.settings.teacher,
     )  # fmt: skip
-    LOCATION.write(plan.folder, {"images": str(plan.dataset.image_root.resolve())})
+    write_run_location(plan.folder, plan.dataset)
     evaluate_and_report(
         plan.folder, plan.dataset.image_root, options=machine.settings.options,
         device=machine.fabric.device.type, progress=progress,

@@ -43,12 +43,8 @@ from dermkit.data.importers.row_malignancy import ClassMalignancy, decide_classe
 from dermkit.data.importers.source_record import check_source, is_unpacked_by_us, record_source, remove_unpacked
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
-from dermkit.data.manifest import (
-    DATASET,
-    LOCATION,
-    Dataset,
-    save_dataset,
-)
+from dermkit.data.manifest import DATASET, LOCATION, Dataset, save_dataset
+from dermkit.data.masks import MaskRow, new_mask_rows, with_mask_root, write_masks
 from dermkit.data.readers import no_readers
 from dermkit.data.rejection_texts import count_reasons
 from dermkit.data.small_classes import drop_or_merge_advice
@@ -99,12 +95,14 @@ class ImportOutcome:
     """The result of an import.
 
     dataset: as written. rejected: the files and rows that are no images of it (path, reason, detail), sorted by path.
-    retained: what people had made of the data set that was there, and that stays, as texts.
+    retained: what people had made of the data set that was there, and that stays, as texts. masks: rows of masks.csv,
+    of the images that have a mask, those that are refused among them.
     """
 
     dataset: Dataset
     rejected: list[Rejected]
     retained: tuple[str, ...] = ()
+    masks: tuple[MaskRow, ...] = ()
 
 
 def import_dataset(
@@ -116,6 +114,7 @@ def import_dataset(
     malignancy: Mapping[str, str] = MappingProxyType({}),
     options: ImportOptions = DEFAULT_IMPORT_OPTIONS,
     metadata_tables: Sequence[Path] = (),
+    masks: Path | None = None,
     replace_earlier: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
     on_unpack: Callable[[int, int], None] | None = None,
@@ -126,8 +125,9 @@ def import_dataset(
     folder, a .zip of one, or an .npz; packed images are unpacked to `out/images`, others stay where they are. name:
     by default that of `out`, whatever it is recognised as. malignancy: class -> benign,
     malignant or indeterminate, to overrule the table of diagnoses; malignant is the positive class of all metrics.
-    metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. replace_earlier: what people made of
-    the data set that `out` holds may be undone; else an import keeps it or is refused. on_progress, on_unpack: called
+    metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. masks: a folder of lesion masks, PNG
+    by image name; None = those of the data set that `out` holds, if any. replace_earlier: what people made of the data
+    set that `out` holds may be undone; else an import keeps it or is refused. on_progress, on_unpack: called
     with (images done, all images). Raises `UsageError` (unknown layout, option, class or malignancy, or something would
     be undone), `DataError` (no valid image, an invalid table) and `OutputError`, also where the data set is being read.
 
@@ -155,8 +155,10 @@ def import_dataset(
         )  # fmt: skip
         dataset = _with_warnings(dataset, [*records.notes, *notes, *decision.notes], options)
         result = reconcile(earlier, dataset, name=name, given=malignancy, is_replacing=replace_earlier)
-        _save(result, conflicts, rejected, earlier)
-    return ImportOutcome(result.dataset, rejected, result.retained)
+        result = replace(result, dataset=with_mask_root(result.dataset, masks, out, layout))
+        mask_rows = new_mask_rows(result.dataset, is_given=masks is not None, on_progress=on_progress)
+        _save(result, conflicts, rejected, earlier, mask_rows)
+    return ImportOutcome(result.dataset, rejected, result.retained, tuple(mask_rows or ()))
 
 
 def _check_options(layout: str, options: ImportOptions, dataset_name: str) -> None:
@@ -423,6 +425,7 @@ def _save(
     conflicts: Sequence[MetadataConflict],
     rejected: Sequence[Rejected],
     earlier: EarlierDataset | None,
+    mask_rows: Sequence[MaskRow] | None,
 ) -> None:
     """Write the data set's files together, those that differ. earlier: the data set that the folder holds, if any."""
     dataset = result.dataset
@@ -430,6 +433,8 @@ def _save(
         folder = changes.new_files
         write_rows(folder / "refused.csv", Rejected._fields, map(defused, rejected))
         save_dataset(dataset, folder)
+        if mask_rows is not None:
+            write_masks(mask_rows, folder)
         if conflicts:
             write_rows(folder / "conflicts.csv", MetadataConflict._fields, map(defused, conflicts))
         else:

@@ -1,0 +1,47 @@
+"""Which lesion masks belong to the images that are explained: a folder that was given, or those of the data set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dermkit.data.masks import masks_of_run
+from dermkit.errors import DataError
+from dermkit.explanation.nearest_cases import images_root
+from dermkit.images.lesion_masks import LesionMasks, Mask
+from dermkit.prediction.inputs import ImageRef
+
+
+@dataclass(frozen=True)
+class ImageMasks:
+    """The masks of images. images: the folder of a data set's images, None for masks that go by image name."""
+
+    masks: LesionMasks | None
+    images: Path | None = None
+
+    def mask(self, image: ImageRef, shape: tuple[int, int]) -> Mask | None:
+        """Return the mask of an image of (H, W) pixels, None without; raises `DataError` as `LesionMasks`."""
+        name = self._name(image)
+        return None if self.masks is None or name is None else self.masks.mask(name, shape)
+
+    def _name(self, image: ImageRef) -> str | None:
+        if self.images is None:
+            return image.name
+        path, root = Path(image.path).resolve(), self.images.resolve()
+        return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
+
+    def check_used(self, n_masks: int, example: str) -> None:
+        """Raise `DataError` where a folder was given and none of its masks is of an image. example: an image's id."""
+        if self.masks is not None and self.images is None and not n_masks:
+            raise DataError(
+                f"{self.masks.folder}: holds no mask of these images",
+                outcome="nothing was explained",
+                remedy=f"name each mask as its image, such as {example}.png",
+            )
+
+
+def find_image_masks(given: Path | None, model: Path) -> ImageMasks:
+    """Return the masks of a folder, else those of the data set that a model's run was trained on, else none."""
+    if given is not None:
+        return ImageMasks(LesionMasks(given))
+    folder, images = model.resolve(), images_root(model)
+    masks = next((found for run in (folder, folder.parent) if (found := masks_of_run(run)) is not None), None)
+    return ImageMasks(None) if images is None else ImageMasks(masks, images)
