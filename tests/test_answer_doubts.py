@@ -207,6 +207,9 @@ def test_counterfactuals_from_before_the_test_images_were_scored_are_of_the_same
     write_policy(tmp_path / "model", policy, evaluation=shown(""))
     assert hashlib.sha256((tmp_path / "model" / "model.json").read_bytes()).hexdigest() != sha256
     path = tmp_path / COUNTERFACTUALS_FOLDER / COUNTERFACTUALS.name
-    path.write_text(path.read_text().replace('"format": 2', '"format": 1'))  # format 1 had no key of the model
-    assert COUNTERFACTUALS.read(path.parent)["model_key"] == ""
+    path.write_text(path.read_text().replace('"format": 3', '"format": 1'))  # format 1 had no key of the model
+    content = COUNTERFACTUALS.read(path.parent)
+    assert content["model_key"] == ""
+    (change,) = content["artefacts"][0]["by_strength"]
+    assert change["decision_changes"]["value"] is None and content["hidden"][0]["decision_changes"]["value"] is None
     assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2

@@ -157,7 +157,26 @@ def test_changes_have_known_answers() -> None:
     assert moved.specificity.value == pytest.approx(-n_flipped / 40) and moved.specificity.n == 40
     assert moved.sensitivity.value == 0.0
     assert noise.score.ci95 is not None and noise.score.ci95[0] < 0 < noise.score.ci95[1] and not noise.is_shown
-    assert order_worst_first([control, noise, moved])[0] == 2
+    assert moved.decision_changes.value == pytest.approx(n_flipped / n) == moved.decisions.value
+    assert order_worst_first([control, noise, moved]) == [2, 1, 0]
+
+
+def test_the_worst_artefact_turns_most_decisions_round_and_labels_count_where_there_are_none() -> None:
+    """One change moves every probability and no decision, another few of them across the operating point."""
+    original = np.linspace(0.05, 0.45, 40)
+    score = np.stack([original, original + 0.04, np.where(original > 0.4, original + 0.2, original)], axis=1)
+    groups, labels = np.arange(40), np.zeros((40, 3), np.int64)
+    labels[:7, 1] = 1
+    sides = np.arange(40) < 20
+    with_point = VariantAnswers(score, labels, score >= 0.5, sides, sides.astype(np.int64), groups)
+    _, every, few = measure_changes(with_point, tested=[1, 2])
+    assert abs(every.score.value or 0) > abs(few.score.value or 0)
+    assert (every.n_decisions, few.n_decisions) == (0, 5) and few.decisions.n == 40
+    assert order_worst_first([every, few]) == [1, 0]
+    without = VariantAnswers(score, labels, None, None, np.zeros(40, np.int64), groups)
+    _, every, few = measure_changes(without, tested=[1, 2])
+    assert every.decision_changes.value is None and every.decisions.value == 7 / 40
+    assert order_worst_first([every, few]) == [0, 1]
 
 
 def test_units_make_the_interval_wider() -> None:
@@ -183,10 +202,12 @@ def test_a_sentence_says_what_moved_with_n_and_interval() -> None:
     answers = VariantAnswers(score, labels, score >= 0.9, sides, sides.astype(np.int64), np.arange(118))
     change = measure_changes(answers, tested=[1])[1]
     text = artefact_sentence("Drawn hair", change, Wording("P(malignant)", 118, 118, True, "operating point x"))
-    assert text.startswith(
-        "Drawn hair moves P(malignant) by +.12 [.11, .13] on average (n = 118 lesions); 14 of 118 "
+    assert text == (
+        "Drawn hair changes 0 of 118 decisions (operating point x): 0 become positive, 0 negative. P(malignant) moves "
+        "by +.12 [.11, .13] on average."
     )
-    assert text.endswith("labels change, 0 become positive and 0 negative (operating point x).")
+    by_label = artefact_sentence("Drawn hair", change, Wording("P(malignant)", 118, 118, True, ""))
+    assert by_label.startswith("Drawn hair changes 14 of 118 labels.")
     assert [signed(value) for value in (0.1234, -0.5, 0.001, -0.001, 1.0)] == [
         "+.12",
         "-.50",

@@ -40,8 +40,9 @@ class VariantAnswers:
 class AnswerChange:
     """What one variant changes. score: mean change of the probability. p, p_holm: sign flips over units; None untested.
 
-    n_to_positive, n_to_negative: images that cross the operating point; None where there is none. sensitivity,
-    specificity, accuracy: their differences from the unchanged images.
+    n_to_positive, n_to_negative: images that cross the operating point; None where there is none. decision_changes: the
+    share of images that cross it, undefined where there is none. sensitivity, specificity, accuracy: their differences
+    from the unchanged images.
     """
 
     score: Estimate
@@ -52,8 +53,21 @@ class AnswerChange:
     sensitivity: Estimate
     specificity: Estimate
     accuracy: Estimate
+    decision_changes: Estimate
     p: float | None = None
     p_holm: float | None = None
+
+    @property
+    def decisions(self) -> Estimate:
+        """The share of images whose decision changes; where there is none, whose label does."""
+        return self.label_changes if self.decision_changes.value is None else self.decision_changes
+
+    @property
+    def n_decisions(self) -> int:
+        """Images whose decision changes; where there is none, whose label does."""
+        if self.n_to_positive is None or self.n_to_negative is None:
+            return self.n_label_changes
+        return self.n_to_positive + self.n_to_negative
 
     @property
     def is_shown(self) -> bool:
@@ -95,6 +109,9 @@ def _change(
         sensitivity=figures.estimate("sensitivity", number),
         specificity=figures.estimate("specificity", number),
         accuracy=figures.estimate("accuracy", number),
+        decision_changes=undefined_estimate(0, NO_SIDES_REASON)
+        if positive is None
+        else proportion_estimate(positive[:, number] != positive[:, 0], answers.groups),
         p=p,
         p_holm=p_holm,
     )
@@ -162,6 +179,9 @@ def _means(sums: Floats, counts: Floats) -> Floats:
 
 
 def order_worst_first(changes: Sequence[AnswerChange]) -> list[int]:
-    """Return the order of artefacts by their strongest change: those beyond chance first, each by the mean's size."""
-    sizes = [abs(change.score.value or 0.0) for change in changes]
-    return sorted(range(len(changes)), key=lambda number: (not changes[number].is_shown, -sizes[number]))
+    """Return the order of artefacts by the decisions that their strongest change turns round, then by the mean's size.
+
+    Without an operating point labels count in place of decisions.
+    """
+    sizes = [(change.n_decisions, abs(change.score.value or 0.0)) for change in changes]
+    return sorted(range(len(changes)), key=lambda number: sizes[number], reverse=True)

@@ -126,6 +126,7 @@ def change_fields(change: AnswerChange) -> dict[str, Any]:
         "label_changes": {**change.label_changes.as_dict(), "count": change.n_label_changes},
         "to_positive": change.n_to_positive,
         "to_negative": change.n_to_negative,
+        "decision_changes": change.decision_changes.as_dict(),
         "sensitivity": change.sensitivity.as_dict(),
         "specificity": change.specificity.as_dict(),
         "accuracy": change.accuracy.as_dict(),

@@ -58,22 +58,22 @@ def needs_footnote(estimate: Estimate) -> bool:
 
 
 def artefact_sentence(title: str, change: AnswerChange, wording: Wording, *, strength: float = 1.0) -> str:
-    """Return what an artefact does at one strength, with n and intervals."""
+    """Return what an artefact does to decisions and to the mean probability at one strength, with n and intervals."""
     dose = "" if strength >= 1 else f" at strength {strength:.2f}"
-    n_images = wording.n_images
-    moved = f"{wording.probability} by {difference_text(change.score)} on average ({wording.n_text})"
-    if change.is_shown:
-        text = f"{title}{dose} moves {moved}"
-    else:
-        text = f"{title}{dose}: no mean change is shown after correction for many tests; it moves {moved}"
-    labels = f"{change.n_label_changes} of {n_images:,} labels change"
-    return f"{text}; {labels}{_crossing_text(change, wording)}."
+    shown = "" if change.is_shown else ", which is not shown beyond chance"
+    mean = f"{wording.probability} moves by {difference_text(change.score)} on average{shown}"
+    return f"{title}{dose} changes {decisions_text(change, wording)}. {mean}."
 
 
-def _crossing_text(change: AnswerChange, wording: Wording) -> str:
+def decisions_text(change: AnswerChange, wording: Wording) -> str:
+    """Return how many decisions change, of how many, to which side; without an operating point how many labels do."""
+    n_images = f"{wording.n_images:,}"
     if change.n_to_positive is None or not wording.point:
-        return ""
-    return f", {change.n_to_positive} become positive and {change.n_to_negative} negative ({wording.point})"
+        return f"{change.n_label_changes} of {n_images} labels"
+    return (
+        f"{change.n_decisions} of {n_images} decisions ({wording.point}): {change.n_to_positive} become positive, "
+        f"{change.n_to_negative} negative"
+    )
 
 
 def control_sentence(largest_change: float) -> str:
@@ -102,7 +102,7 @@ def hidden_sentence(
 ) -> str:
     """Return whether the net still answers with a part of the image hidden. measure: AUROC or accuracy."""
     labels = f"{change.n_label_changes} of {wording.n_images:,} labels change"
-    start = f"With the {hidden} hidden {labels} ({wording.n_text})"
+    start = f"With the {hidden} hidden {labels}"
     if remaining.value is None or original.value is None:
         return f"{start}; {measure} {remaining.reason}."
     figures = f"{measure} is {_plain(remaining)}, against {_plain(original)} of the whole image"

@@ -37,7 +37,9 @@ AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 
 LADDER = JsonFile("ladder.json", 1)
 """What `ladder` measured: the rungs, their figures, and the differences between them."""
-COUNTERFACTUALS = JsonFile("counterfactuals.json", 2, {1: migrations.counterfactuals_1_to_2})
+COUNTERFACTUALS = JsonFile(
+    "counterfactuals.json", 3, {1: migrations.counterfactuals_1_to_2, 2: migrations.counterfactuals_2_to_3}
+)
 """How the answers change with artefacts on the images, worst first; `is_complete` is false until all is written."""
 HEAT_MAPS = JsonFile("heat_maps.json", 1)
 """Heat maps of a run's own mistakes and best hits: `split`, `key` of the answers that they are of, `is_complete`,

@@ -78,6 +78,27 @@ def counterfactuals_1_to_2(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "model_key": "", "format": 2}
 
 
+def counterfactuals_2_to_3(content: dict[str, Any]) -> dict[str, Any]:
+    """Return counterfactuals.json with the share of decisions that change undefined: its interval was not measured.
+
+    Its artefacts stay in the order of their mean change, and its texts as they are.
+    """
+
+    def with_decisions(change: dict[str, Any]) -> dict[str, Any]:
+        n, reason = change.get("label_changes", {}).get("n", 0), "not measured by this version"
+        return {
+            **change,
+            "decision_changes": {"value": None, "ci95": None, "n": n, "method": "none", "reason": reason},
+        }
+
+    artefacts = [
+        {**one, "by_strength": [with_decisions(change) for change in one["by_strength"]]}
+        for one in content["artefacts"]
+    ]
+    hidden = [with_decisions(one) for one in content.get("hidden", [])]
+    return {**content, "artefacts": artefacts, **({"hidden": hidden} if "hidden" in content else {}), "format": 3}
+
+
 def _migrate_split(split_metrics: Mapping[str, Any]) -> dict[str, Any]:
     migrated = rename_keys(split_metrics, {"decided": "policy"})
     if "policy" in migrated:
