@@ -34,7 +34,7 @@ from dermkit.perturbation.hiding import find_lesion, hide_background, hide_lesio
 from dermkit.perturbation.run import parse_image_count
 from dermkit.perturbation.selection import images_of_run, sample_units
 from dermkit.perturbation.sentences import Wording, artefact_sentence, signed
-from dermkit.prediction import predictor
+from dermkit.prediction import model_content
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.counterfactual_lines import read_counterfactuals
@@ -401,7 +401,7 @@ def test_counterfactuals_are_of_the_model_that_was_loaded(
         swap_nets(folder)
         return content
 
-    monkeypatch.setattr(predictor, "read_verified", read_then_swap)
+    monkeypatch.setattr(model_content, "read_verified", read_then_swap)
     outcome = dk.counterfactuals(run, artefacts=["crop"], device="cpu")
     assert COUNTERFACTUALS.read(outcome.out)["model_key"] == key != folder_model_key(run / "model")
 

@@ -17,7 +17,7 @@ from dermkit.data.importers.run import import_dataset
 from dermkit.data.manifest import Dataset, LesionClass
 from dermkit.data.synthetic.dataset import PlantedFaults, make_dataset_folder
 from dermkit.errors import DataError
-from dermkit.evaluation import blind_features
+from dermkit.evaluation import blind_features, repeated_rules
 from dermkit.evaluation.blind_features import file_columns, pixel_columns
 from dermkit.evaluation.blind_rules import BlindRules, FittedRule, predict_by_rules, rule_folds
 from dermkit.evaluation.evaluate import EvaluationInput, evaluate_predictions, evaluate_run
@@ -398,3 +398,27 @@ def test_tables_of_rules_read_back_to_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "rules.csv").write_text("image_id\nx\n")
     with pytest.raises(DataError, match="no column rule"):
         read_rule_predictions(tmp_path / "rules.csv", NAMES)
+
+
+def test_rules_of_repeats_are_fitted_once_for_the_same_images(
+    clean: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = clean.manifest["image_id"].tolist()
+    pixels = pixel_cache(clean, ids, SIZE, folder=clean.work_folder / "cache")
+    n_fits = [0]
+
+    def count(*args: Any, **options: Any) -> BlindRules:
+        n_fits[0] += 1
+        return predict_by_rules(*args, **options)
+
+    monkeypatch.setattr(repeated_rules, "predict_by_rules", count)
+
+    def rules(train: list[str], score: list[str]) -> BlindRules:
+        return repeated_rules.rules_of_repeats(
+            clean, pixels, train_ids=train, score_ids=score, class_names=clean.class_names
+        )
+
+    first = rules(ids[:30], ids[30:36])
+    assert rules(ids[:30], ids[30:36]) is first and n_fits == [1]
+    assert rules(ids[:30], ids[30:35]) is not first and rules(ids[:29], ids[30:35]) is not first
+    assert n_fits == [3]

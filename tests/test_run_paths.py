@@ -6,8 +6,13 @@ import pytest
 
 from conftest import Invoke
 from dermkit.errors import DataError
+from dermkit.explanation.nearest_cases import images_root
 from dermkit.files import write_json
+from dermkit.perturbation.run import _find_run as counterfactuals_run
+from dermkit.pipeline.ensemble_sources import find_source
 from dermkit.prediction.locate import check_folder, check_model_folder, find_runs, suggest_run
+from dermkit.prediction.parity_images import _validation_files as validation_files
+from dermkit.runs.layout import run_of_model
 
 COMMANDS = (
     ("evaluate", "nowhere"), ("report", "nowhere"), ("compare", "nowhere"), ("compare", "RUN", "nowhere"),
@@ -75,3 +80,31 @@ def test_out_does_not_go_with_a_run(invoke: Invoke, trained: Path, tmp_path: Pat
     assert "--out goes with --on or --predictions" in err
     assert (trained / "metrics.json").stat().st_mtime_ns == before, "nothing was evaluated in place"
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", [".", "../model", "LINK", "WHOLE"])
+def test_a_model_folder_is_known_however_it_is_named(
+    name: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.` and a link of another name have no `model` at their end, and lie in the run all the same."""
+    run, model = trained.resolve(), (trained / "model").resolve()
+    (tmp_path / "best").symlink_to(model)
+    monkeypatch.chdir(model)
+    folder = {"LINK": tmp_path / "best", "WHOLE": model}.get(name, Path(name))
+    assert run_of_model(folder).resolve() == run
+    assert images_root(folder) is not None and images_root(folder) == images_root(model)
+    selected = counterfactuals_run(folder, None)
+    assert selected is not None and selected.path.resolve() == run
+    source = find_source(folder)
+    assert source.run is not None and source.run.path.resolve() == run
+    files, _ = validation_files(folder)
+    assert files == validation_files(model)[0] and len(files) > 0
+
+
+def test_a_folder_that_is_no_model_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert run_of_model(Path()) == Path() and run_of_model(Path("run")) == Path("run")
+    assert run_of_model(Path("run/model")) == Path("run/model"), "a link called model that leads elsewhere"

@@ -37,11 +37,11 @@ from dermkit.runs.layout import (
     ATTRIBUTES_FILE,
     EXTERNAL_FOLDER,
     GROUPS_FILE,
-    MODEL_FOLDER,
     PREDICTIONS_FILE,
     RECIPE_FILE,
     RUN,
     UNMAPPED_FILE,
+    run_of_model,
 )
 from dermkit.runs.predictions import (
     prediction_columns,
@@ -87,7 +87,7 @@ def evaluate_external(
     check_writable(folder)
     openings = openings_of_images(
         dataset, dataset.manifest["image_id"], is_allowed=open_test, model=predictor.folder, opened_by="--on",
-        recipe=str(predictor.card["recipe"].get("name", "")), run=_run_folder_of(predictor.folder).name,
+        recipe=str(predictor.card["recipe"].get("name", "")), run=run_of_model(predictor.folder).name,
     )  # fmt: skip
     with reading(dataset, "evaluate"), log_openings(openings) as opening_texts:
         overlap = find_training_overlap(predictor, dataset)
@@ -142,12 +142,8 @@ def _write_distances(
     )  # fmt: skip
 
 
-def _run_folder_of(model_path: Path) -> Path:
-    return model_path.parent if model_path.name == MODEL_FOLDER else model_path
-
-
 def _default_out(model_path: Path, dataset: Dataset, class_mapping: ClassMapping) -> Path:
-    run = _run_folder_of(model_path)
+    run = run_of_model(model_path)
     mapping_hash = fingerprint(dataset.manifest_sha256, asdict(class_mapping))
     return run / EXTERNAL_FOLDER / f"{dataset.name}-{mapping_hash}"
 

@@ -58,7 +58,7 @@ def predict_splits(
     same images in the other sizes that the model's nets take (`Predictor.resizings`). fold: -1 for none.
     retained_splits: their rows in existing tables are kept. with_rules: False writes no rules.
     """
-    from dermkit.evaluation.blind_rules import predict_by_rules
+    from dermkit.evaluation.repeated_rules import rules_of_repeats
 
     scored_rows = split_table[split_table["split"].isin(list(split_names))]
     manifest = dataset.manifest.set_index("image_id")
@@ -73,7 +73,7 @@ def predict_splits(
     row_starts = _row_starts(scored_rows, manifest, fold, seed)
     if with_rules:
         progress.say("fitting the image-blind rules on the training images")
-        rules = predict_by_rules(
+        rules = rules_of_repeats(
             dataset, pixels, class_names=class_names, score_ids=scored_rows["image_id"].tolist(),
             train_ids=split_table.loc[split_table["split"] == "train", "image_id"].tolist(),
         )  # fmt: skip

@@ -8,6 +8,7 @@ from dermkit.errors import DataError
 from dermkit.explanation.nearest_cases import images_root
 from dermkit.images.lesion_masks import LesionMasks, Mask
 from dermkit.prediction.inputs import ImageRef
+from dermkit.runs.layout import run_of_model
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,5 @@ def find_image_masks(given: Path | None, model: Path) -> ImageMasks:
     """Return the masks of a folder, else those of the data set that a model's run was trained on, else none."""
     if given is not None:
         return ImageMasks(LesionMasks(given))
-    folder, images = model.resolve(), images_root(model)
-    masks = next((found for run in (folder, folder.parent) if (found := masks_of_run(run)) is not None), None)
-    return ImageMasks(None) if images is None else ImageMasks(masks, images)
+    images = images_root(model)
+    return ImageMasks(None) if images is None else ImageMasks(masks_of_run(run_of_model(model)), images)

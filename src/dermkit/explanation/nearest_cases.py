@@ -19,7 +19,7 @@ from dermkit.models.training_features import ReferenceFeatures
 from dermkit.prediction.inputs import ImageRef, utf8_safe
 from dermkit.render.cells import defused
 from dermkit.render.sheets import data_uri, thumbnail
-from dermkit.runs.layout import LOCATION
+from dermkit.runs.layout import LOCATION, run_of_model
 
 NEAREST_CASES_TABLE = "nearest_cases.csv"
 NO_CASES = "the model folder holds no training features: it was trained by an older version"
@@ -128,7 +128,7 @@ def training_cases(
 
 def images_root(model: Path) -> Path | None:
     """Return the folder of the images that a model was trained on, as its run says it; None where it is not there."""
-    for run in (model, model.parent):
+    for run in (model, run_of_model(model)):
         if LOCATION.exists(run):
             root = Path(str(LOCATION.read(run)["images"]))
             return root if root.is_dir() else None

@@ -35,7 +35,7 @@ from dermkit.prediction.locate import check_folder, check_model_folder, suggest_
 from dermkit.progress import Progress
 from dermkit.render.cells import defused
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, MODEL_FOLDER, PREDICTIONS_FILE, RUN
+from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, PREDICTIONS_FILE, RUN, run_of_model
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
@@ -172,13 +172,19 @@ def _check_masks(masks: LesionMasks, selection: ImageSelection) -> None:
 def _find_run(folder: Path, dataset: Dataset | None) -> RunFolder | None:
     """Return the run whose own images are to be changed; None where those of `dataset` are."""
     check_model_folder(folder)
-    run = folder.parent if folder.name == MODEL_FOLDER and RUN.exists(folder.parent) else folder
+    run = _run_or_folder(folder)
     if not RUN.exists(run) or not (run / PREDICTIONS_FILE).is_file():
         if dataset is None:
             raise _no_images_error(folder)
         return None
     run_folder = RunFolder(run)
     return run_folder if dataset is None or run_folder.dataset_hash == dataset.manifest_sha256 else None
+
+
+def _run_or_folder(folder: Path) -> Path:
+    """Return the run that a model folder lies in; a folder without one around it as it is."""
+    run = run_of_model(folder)
+    return run if RUN.exists(run) else folder
 
 
 def _no_images_error(folder: Path) -> UsageError:
@@ -190,7 +196,7 @@ def _no_images_error(folder: Path) -> UsageError:
 
 
 def _default_out(folder: Path, run: RunFolder | None, dataset: Dataset | None) -> Path:
-    base = folder.parent if folder.name == MODEL_FOLDER and RUN.exists(folder.parent) else folder
+    base = _run_or_folder(folder)
     if run is not None:
         return run.path / COUNTERFACTUALS_FOLDER
     name = COUNTERFACTUALS_FOLDER if dataset is None else f"{COUNTERFACTUALS_FOLDER}-{dataset.name}"

@@ -19,7 +19,7 @@ from dermkit.models.ensemble import check_members
 from dermkit.models.training_images import parse_training_images
 from dermkit.prediction.locate import check_folder, check_no_rung, suggest_run
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY
+from dermkit.runs.layout import MODEL_FOLDER, RUN, SUMMARY, run_of_model
 from dermkit.runs.predictions import probabilities_of
 
 _Json = dict[str, Any]
@@ -111,8 +111,8 @@ def find_source(folder: Path, *, is_ensemble_allowed: bool = False) -> EnsembleS
     check_folder(folder)
     check_no_rung(folder)
     named = folder
-    if folder.name == MODEL_FOLDER and any(file.exists(folder.parent) for file in (RUN, SUMMARY)):
-        folder = folder.parent
+    if any(file.exists(run_of_model(folder)) for file in (RUN, SUMMARY)):
+        folder = run_of_model(folder)
     if SUMMARY.exists(folder):
         return _of_parent(folder, named)
     if RUN.exists(folder) and (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file():

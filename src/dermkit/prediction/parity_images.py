@@ -13,7 +13,7 @@ from dermkit.images.preprocess import Preprocessing, resize_pixels
 from dermkit.prediction.inputs import find_images
 from dermkit.prediction.pixels import DecodedImage, decode_image
 from dermkit.runs.folder import RunFolder
-from dermkit.runs.layout import MODEL_FOLDER, PREDICTIONS_FILE
+from dermkit.runs.layout import PREDICTIONS_FILE, run_of_model
 
 MAX_PARITY_IMAGES = 1000
 """Images that are compared; of more, as many are taken at equal steps."""
@@ -99,8 +99,7 @@ def _validation_files(model: Path) -> tuple[list[tuple[str, Path]], dict[str, tu
 
     None where the run or its images are elsewhere.
     """
-    folder = model.parent if model.name == MODEL_FOLDER else model
-    run = RunFolder(folder)
+    run = RunFolder(run_of_model(model))
     try:
         root = run.images_root()
         table, groups = run.table(PREDICTIONS_FILE), run.groups() or {}

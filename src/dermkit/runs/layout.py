@@ -3,6 +3,8 @@
 A file's name stands here once. `LOCATION` is written beside a data set too (data/manifest.py).
 """
 
+from pathlib import Path
+
 from dermkit.data.manifest import LOCATION as LOCATION
 from dermkit.files import JsonFile
 from dermkit.runs import migrations
@@ -106,3 +108,14 @@ UNSTABLE_TRAINING = "Training was not stable"
 """How the warning of unstable training begins; a report takes it for serious."""
 RUNG_WARNING = "A rung of a leak ladder"
 """How the warning begins that each run of a leak ladder carries; a report takes it for serious."""
+
+
+def run_of_model(folder: Path) -> Path:
+    """Return the folder that a model folder lies in, any other folder as it is.
+
+    `.` and links are followed: what a folder is called here need not be its name.
+    """
+    if folder.name == MODEL_FOLDER and not folder.is_symlink():
+        return folder.parent
+    real_folder = folder.resolve()
+    return real_folder.parent if real_folder.name == MODEL_FOLDER else folder

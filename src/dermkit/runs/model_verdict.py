@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.runs.layout import MODEL_FOLDER, VERDICT
+from dermkit.runs.layout import VERDICT, run_of_model
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ def read_model_verdict(model_folder: Path, *, limit: int = 3) -> ModelVerdict | 
 
     limit: of the reasons. Raises `UsageError` for a file that is broken.
     """
-    folder = model_folder.resolve()  # ".", and a link to it, are named otherwise and lie elsewhere
-    content = VERDICT.read_optional(folder.parent) if folder.name == MODEL_FOLDER else {}
+    run = run_of_model(model_folder)
+    content = {} if run == model_folder else VERDICT.read_optional(run)
     if not content:
         return None
     reasons = tuple(str(doubt["sentence"]) for doubt in content["doubts"][:limit])
