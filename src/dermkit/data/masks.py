@@ -41,31 +41,30 @@ class _MaskTask(NamedTuple):
     is_shared: bool
 
 
-def with_mask_root(dataset: Dataset, masks: Path | None, folder: Path, layout: str) -> Dataset:
-    """Return a data set that is imported into a folder with its masks: those given, else those it had there.
+def with_masks(
+    dataset: Dataset, masks: Path | None, folder: Path, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[Dataset, list[MaskRow] | None]:
+    """Return a data set that is imported into a folder with its masks, those given or else those it had there.
 
-    Raises `UsageError` for masks inside the images of the layout `folder`, which takes every picture for an image.
+    The rows of masks.csv are None where that stays as it is: without masks, or where the folder of earlier ones is
+    gone. Raises `UsageError` for masks inside the images of the layout `folder`, which takes every picture for an
+    image, and as `check_masks`.
     """
-    if masks is not None and layout == "folder" and masks.resolve().is_relative_to(dataset.image_root.resolve()):
+    if (
+        masks is not None
+        and dataset.importer == "folder"
+        and masks.resolve().is_relative_to(dataset.image_root.resolve())
+    ):
         raise UsageError(
             f"--masks {masks}: lies in the folder of the images, where each picture counts as an image of a class",
             outcome="nothing was imported",
             remedy="move the folder of masks out of it",
         )
     earlier = str(LOCATION.read_optional(folder).get("masks", ""))
-    return replace(dataset, mask_root=masks or (Path(earlier) if earlier else None))
-
-
-def new_mask_rows(
-    dataset: Dataset, *, is_given: bool, on_progress: Callable[[int, int], None] | None = None
-) -> list[MaskRow] | None:
-    """Return the rows of masks.csv for a data set that is imported; None where the file stays as it is, or is none.
-
-    is_given: the masks were asked for; else they are of an earlier import, and their folder may be gone.
-    """
-    if dataset.mask_root is None or not (is_given or dataset.mask_root.is_dir()):
-        return None
-    return check_masks(dataset, dataset.mask_root, on_progress)
+    root = masks or (Path(earlier) if earlier else None)
+    is_checked = root is not None and (masks is not None or root.is_dir())
+    rows = check_masks(dataset, root, on_progress) if root is not None and is_checked else None
+    return replace(dataset, mask_root=root), rows
 
 
 def check_masks(

@@ -1,7 +1,7 @@
 """Imports a data set: reads a source, opens every image, checks the rows and writes a data set folder."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +11,6 @@ import pandas as pd
 
 from dermkit.data.diagnoses import (
     describe_malignancy_source,
-    malignancy_question,
-    unknown_malignancy,
 )
 from dermkit.data.identify import recognise
 from dermkit.data.importers import archives
@@ -27,7 +25,6 @@ from dermkit.data.importers.earlier import (
     EarlierDataset,
     Reconciled,
     given_malignancies,
-    has_outdated_splits,
     read_earlier,
     reconcile,
     stage_backup,
@@ -40,16 +37,16 @@ from dermkit.data.importers.open_images import open_images
 from dermkit.data.importers.overview_page import render_overview
 from dermkit.data.importers.records import Note, Records, Rejected
 from dermkit.data.importers.row_malignancy import ClassMalignancy, decide_classes
+from dermkit.data.importers.row_warnings import row_warnings
 from dermkit.data.importers.source_record import check_source, is_unpacked_by_us, record_source, remove_unpacked
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import DATASET, LOCATION, Dataset, save_dataset
-from dermkit.data.masks import MaskRow, new_mask_rows, with_mask_root, write_masks
+from dermkit.data.masks import MaskRow, with_masks, write_masks
 from dermkit.data.readers import no_readers
 from dermkit.data.rejection_texts import count_reasons
-from dermkit.data.small_classes import drop_or_merge_advice
 from dermkit.data.staging import finish_changes, finish_killed_changes, staged_changes
-from dermkit.errors import DataError, UsageError, did_you_mean, first_of
+from dermkit.errors import DataError, UsageError, did_you_mean
 from dermkit.files import (
     TEMP_PREFIX,
     check_file_name,
@@ -86,7 +83,6 @@ LAYOUTS: Mapping[str, _Layout] = MappingProxyType(
 )
 """Layouts that are folders. `MEDMNIST` is a single file and read separately."""
 
-_N_EXAMPLES = 3
 _MAX_LISTED = 100
 
 
@@ -122,27 +118,24 @@ def import_dataset(
     """Import a data set: open every image once and write a data set folder, which `load_dataset` reads.
 
     layout: folder (one per class), ham10000, isic2018, isic2019, isic2020, isic-archive, csv or medmnist. source: a
-    folder, a .zip of one, or an .npz; packed images are unpacked to `out/images`, others stay where they are. name:
-    by default that of `out`, whatever it is recognised as. malignancy: class -> benign,
-    malignant or indeterminate, to overrule the table of diagnoses; malignant is the positive class of all metrics.
-    metadata_tables: add ids, age, sex and site, matched by ISIC id or file name. masks: a folder of lesion masks, PNG
-    by image name; None = those of the data set that `out` holds, if any. replace_earlier: what people made of the data
-    set that `out` holds may be undone; else an import keeps it or is refused. on_progress, on_unpack: called
-    with (images done, all images). Raises `UsageError` (unknown layout, option, class or malignancy, or something would
-    be undone), `DataError` (no valid image, an invalid table) and `OutputError`, also where the data set is being read.
+    folder, a .zip of one, or an .npz; packed images are unpacked to `out/images`, others stay where they are. name: by
+    default that of `out`. malignancy: class -> benign, malignant or indeterminate, to overrule the table of diagnoses;
+    malignant is the positive class of all metrics. metadata_tables: add ids, age, sex and site, matched by ISIC id or
+    file name. masks: a folder of lesion masks, PNG by image name; None = those of the data set in `out`, if any.
+    replace_earlier: what people made of the data set in `out` may be undone; else it is kept, or the import refused.
+    on_progress, on_unpack: called with (images done, all images). Raises `UsageError` (unknown layout, option, class or
+    malignancy, or something would be undone), `DataError` (no valid image, an invalid table) and `OutputError`, also
+    where the data set is being read.
 
         dataset = dk.import_dataset("folder", Path("images"), out=Path("dataset")).dataset
     """
-    _check_options(layout, options, name)
-    _check_output_folder(layout, source, out, options)
+    _check_arguments(layout, source, out, options, name)
     with lock(out):
-        finish_changes(out)
-        sweep_temp(out, skip=("cache",))  # a training may be writing there
+        _clear_remains(out)
         records, conflicts = _read_source(layout, source, out, options, metadata_tables, on_unpack)
         known_dataset, changes = recognise(records.frame), change_classes(records, options)
         records, earlier = changes.records, read_earlier(out)
-        labels = _sorted_labels(records.frame["label"])
-        malignancy = malignancy_of_classes(malignancy, labels)
+        malignancy = malignancy_of_classes(malignancy, _sorted_labels(records.frame["label"]))
         given = {**({} if replace_earlier else given_malignancies(earlier, changes.labels_of_class)), **malignancy}
         frame, rejected, notes = open_images(records, on_progress)
         rejected = _checked_rejections(source, out, frame, [*records.rejected, *rejected], earlier)
@@ -155,10 +148,21 @@ def import_dataset(
         )  # fmt: skip
         dataset = _with_warnings(dataset, [*records.notes, *notes, *decision.notes], options)
         result = reconcile(earlier, dataset, name=name, given=malignancy, is_replacing=replace_earlier)
-        result = replace(result, dataset=with_mask_root(result.dataset, masks, out, layout))
-        mask_rows = new_mask_rows(result.dataset, is_given=masks is not None, on_progress=on_progress)
-        _save(result, conflicts, rejected, earlier, mask_rows)
-    return ImportOutcome(result.dataset, rejected, result.retained, tuple(mask_rows or ()))
+        dataset, mask_rows = with_masks(result.dataset, masks, out, on_progress)
+        _save(replace(result, dataset=dataset), conflicts, rejected, earlier, mask_rows)
+    return ImportOutcome(dataset, rejected, result.retained, tuple(mask_rows or ()))
+
+
+def _clear_remains(out: Path) -> None:
+    """Finish or remove what a killed import left in a folder."""
+    finish_changes(out)
+    sweep_temp(out, skip=("cache",))  # a training may be writing there
+
+
+def _check_arguments(layout: str, source: Path, out: Path, options: ImportOptions, name: str) -> None:
+    """Raise `UsageError` or `OutputError` for what can be refused before the source is read."""
+    _check_options(layout, options, name)
+    _check_output_folder(layout, source, out, options)
 
 
 def _check_options(layout: str, options: ImportOptions, dataset_name: str) -> None:
@@ -341,80 +345,10 @@ def _with_warnings(dataset: Dataset, notes: Sequence[Note], options: ImportOptio
             *(f"--rename {old}={new}" for old, new in options.rename.items()),
             *(f"--drop {name}" for name in options.drop),
         ],
-        "warnings": [asdict(note) for note in (*notes, *_warnings(dataset))],
+        "warnings": [asdict(note) for note in (*notes, *row_warnings(dataset))],
         "imported_manifest_sha256": dataset.manifest_sha256,
     }
     return replace(dataset, notes={**dataset.notes, **further_notes})
-
-
-def _warnings(dataset: Dataset) -> Iterator[Note]:
-    frame = dataset.manifest
-    unknown_classes = unknown_malignancy(dataset.classes, dataset.notes["malignancy_decided"])
-    if question := malignancy_question(dataset.classes, unknown_classes):
-        yield Note(
-            "unknown_class",
-            f"{question[0].upper()}{question[1:]}.",
-            int(frame["label"].isin(unknown_classes).sum()),
-        )
-    if title := dataset.notes.get("title"):
-        yield Note("known_set", f"Looks like {title}, by its content ({dataset.notes['known']}).", len(frame))
-    counts = frame["label"].value_counts()
-    if len(counts) == 1:
-        text = (
-            f"All images are of one class, {counts.index[0]}: nothing can be trained or evaluated on them alone."
-        )
-        yield Note("one_class", text, len(frame))
-    for name in sorted(counts.index[counts == 1]):
-        text = f"Class {name} has one image, so it cannot be split; {drop_or_merge_advice([name])}."
-        yield Note("one_image_class", text, 1)
-    yield from _inconsistency_note(frame, "lesion_id", "label", "lesion_labels", "One lesion under two labels")
-    yield from _inconsistency_note(
-        frame, "pixel_sha256", "label", "contradictory_copies", "Identical pixels under two labels"
-    )
-    yield from _inconsistency_note(
-        frame, "pixel_sha256", "given_split", "copies_across", "Identical pixels in two given splits"
-    )
-    repeated_ids = frame[(frame["isic_id"] != "") & frame["isic_id"].duplicated(keep=False)]
-    # Rows with the same pixels are duplicates, noted above.
-    repeated_ids = repeated_ids[repeated_ids.groupby("isic_id")["pixel_sha256"].transform("nunique") > 1]
-    yield from _inconsistency_note(repeated_ids, "isic_id", "label", "isic_labels", "One ISIC id under two labels")
-    yield from _inconsistency_note(
-        repeated_ids, "isic_id", "given_split", "isic_across", "One ISIC id in two given splits"
-    )
-    yield from _inconsistency_note(
-        frame, "lesion_id", "given_split", "lesion_across", "One lesion in two given splits"
-    )
-    is_duplicate = frame["pixel_sha256"].duplicated(keep=False)
-    if is_duplicate.any():
-        yield Note("copies", "Images with identical pixels, whatever their label.", int(is_duplicate.sum()))
-    if not (frame["lesion_id"].any() or frame["patient_id"].any()):
-        text = "No lesion or patient ids: photographs of one lesion cannot be kept in one split."
-        yield Note("no_groups", text, len(frame))
-    if has_outdated_splits(dataset.folder, frame):
-        text = "The folder splits/ was made from an earlier manifest of this folder: make the splits again."
-        yield Note("old_splits", text, 0)
-
-
-def _inconsistency_note(frame: pd.DataFrame, id_column: str, value: str, code: str, text: str) -> Iterator[Note]:
-    """Note the images that share a known `id_column` and differ in `value`."""
-    # Keep only repeated ids: grouping a million unique ones takes minutes and a gigabyte.
-    shared_rows = frame[(frame[id_column] != "") & frame[id_column].duplicated(keep=False)]
-    is_inconsistent = shared_rows.groupby(id_column)[value].transform("nunique") > 1
-    inconsistent_rows = shared_rows[is_inconsistent]
-    if inconsistent_rows.empty:
-        return
-    ids = inconsistent_rows[id_column].drop_duplicates()
-    examples = "; ".join(
-        _join_paths(inconsistent_rows.loc[inconsistent_rows[id_column] == group_id, "path"].tolist())
-        for group_id in ids[:_N_EXAMPLES]
-    )
-    overflow = f" (and {len(ids) - _N_EXAMPLES} more)" if len(ids) > _N_EXAMPLES else ""
-    yield Note(code, f"{text}, such as {examples}{overflow}.", len(inconsistent_rows))
-
-
-def _join_paths(paths: Sequence[str]) -> str:
-    """Return a text of the first paths of images that belong together, and the number of others."""
-    return first_of(paths, _N_EXAMPLES, " = ")
 
 
 # Writing ----------------------------------------------------------------------------------------------------------
