@@ -31,10 +31,12 @@ def save_mask(path: Path, size: tuple[int, int], *, radius: float = 0.25) -> Non
 
 def mask_images(dataset: Dataset, masks: Path, image_ids: Sequence[str]) -> Path:
     """Write a mask for some images, named as HAM10000's; returns their folder."""
-    frame = dataset.manifest.set_index("image_id")
+    frame = dataset.manifest
+    sizes = dict(
+        zip(frame["image_id"], zip(frame["width"].tolist(), frame["height"].tolist(), strict=True), strict=True)
+    )
     for image_id in image_ids:
-        size = int(frame.loc[image_id, "width"]), int(frame.loc[image_id, "height"])
-        save_mask(masks / f"{image_id}_segmentation.png", size)
+        save_mask(masks / f"{image_id}_segmentation.png", sizes[image_id])
     return masks
 
 
