@@ -133,7 +133,7 @@ def test_the_sentence_counts_each_licence() -> None:
     assert isinstance(found, Finding)
     assert found.sentence == (
         "Planned use, commercial: CC BY-NC on 1 image (forbids it), CC BY or CC BY-NC on 1 image (may forbid it), "
-        "no known licence on 1 image (nobody says) and CC0 on 1 image (allows it)."
+        "no known licence on 1 image (none is recorded) and CC0 on 1 image (allows it)."
     )
     assert found.rows["verdict"].tolist() == ["forbidden", "forbidden", "unknown"]
 

@@ -170,7 +170,7 @@ class Audit:
             )
         if any(reported.finding.severity is Severity.WARNING for reported in accepted_findings):
             return "No leak and no contradiction was found, and no warning is open."
-        return "Nothing was found that makes an accuracy on this set wrong; the notes say how much it can mean."
+        return "Nothing was found that makes an accuracy on this set wrong; the notes say what limits its meaning."
 
 
 def _count_text(n: int, singular: str, plural_noun: str) -> str:

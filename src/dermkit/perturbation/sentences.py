@@ -80,20 +80,21 @@ def control_sentence(largest_change: float) -> str:
     """Return what the control shows: the unchanged image on the path of the changed ones."""
     if largest_change == 0:
         return (
-            "Control: images that went the same way without an artefact keep their probabilities to the bit (0.0)."
+            "Control: unchanged images that are processed like the changed ones keep their probabilities exactly "
+            "(change 0.0)."
         )
     return (
-        f"Control failed: the same image on the same path moves by up to {largest_change:.2g}; smaller changes than "
-        "that are noise of the machine."
+        "Control failed: an unchanged image that is processed like the changed ones moves by up to "
+        f"{largest_change:.2g}; smaller changes mean nothing."
     )
 
 
 def multiplicity_sentence(n_tests: int) -> str:
     """Return how the number of artefacts is taken into account."""
     return (
-        f"{n_tests} changes were tested (each artefact at each strength; sign flips over units, Holm's correction): a "
-        f"change is called shown where the corrected p is at most {ALPHA:g}. Intervals are 95 % for each figure alone: "
-        f"of {n_tests} such intervals about {round(n_tests * 0.05)} would miss by chance."
+        f"{n_tests} changes were tested (each artefact at each strength; sign-flip test over lesions or patients, "
+        f"Holm's correction): a change counts as shown where the corrected p is at most {ALPHA:g}. Each interval is a "
+        f"95 % one by itself: of {n_tests} about {round(n_tests * 0.05)} would miss by chance."
     )
 
 

@@ -54,8 +54,8 @@ METRIC_TITLES = {
     "pauc_above_tpr80": "Partial AUROC above a sensitivity of 0.8 (ISIC 2024: chance 0.02, perfect 0.2), malignant",
     "auc_sens_80": "Area right of a sensitivity of 0.8 (official scorer: chance 0.18, perfect 1), malignant",
     "ece_classwise": "Calibration error, mean over classes (lower is better)",
-    "calibration_slope": "Calibration slope, malignant (1 is right, below it too sure)",
-    "calibration_intercept": "Calibration intercept, malignant (0 is right, below it stated too often)",
+    "calibration_slope": "Calibration slope, malignant (1 is right; below 1 the model is too sure)",
+    "calibration_intercept": "Calibration intercept, malignant (0 is right; below 0 it states malignant too often)",
     "brier_malignant": "Brier score, malignant against the rest (0 to 1; lower is better)",
     "brier_reliability": "Brier score, part: reliability (lower is better)",
     "brier_resolution": "Brier score, part: resolution (higher is better)",
@@ -78,9 +78,9 @@ FIRST_TABLE_END = list(METRIC_TITLES).index("ece")
 METHOD_LABELS = {
     intervals.WILSON: "Wilson score interval",
     intervals.CLOPPER_PEARSON: "Clopper and Pearson's exact interval (fewer than 30 images)",
-    intervals.GROUPED_WILSON: "Wilson score interval, for as many independent images as the groups are worth",
-    intervals.GROUPED_CLOPPER_PEARSON: "Clopper and Pearson's exact interval, for as many independent images as the "
-    "groups are worth (fewer than 30)",
+    intervals.GROUPED_WILSON: "Wilson score interval, for the effective number of independent images",
+    intervals.GROUPED_CLOPPER_PEARSON: "Clopper and Pearson's exact interval, for the effective number of "
+    "independent images (fewer than 30)",
 }
 BAR_METRICS = frozenset(list(METRIC_TITLES)[:FIRST_TABLE_END]) - {"loss", "brier"}
 """The metrics in the chart: those of the first table within 0 to 1 where higher is better."""

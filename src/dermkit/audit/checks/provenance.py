@@ -159,7 +159,7 @@ def _licence_sentence(audit_input: AuditInput, counts: Sequence[Mapping[str, Any
         has_several = " or " in row["licence"]
         verdict_texts = {
             "forbidden": "may forbid it" if has_several else "forbids it",
-            "unknown": "nobody says",
+            "unknown": "none is recorded",
             "allowed": "allows it",
         }
         name = "no known licence" if row["licence"] == "unknown" else row["licence"]
