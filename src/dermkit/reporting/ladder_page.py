@@ -157,7 +157,7 @@ def ladder_remedies(ladder: _Json) -> Iterator[str]:
             f"Repeat more often to narrow the intervals: `--repeats {2 * ladder['repeats']}`. An interval across 0 "
             "does not show that the split makes no difference."
         )
-    yield "Look for copies that no id tells of: `dermkit audit DATASET --clean`. They leak in every rung."
+    yield "Look for copies that no id tells of: `dermkit audit DATASET --clean`. They leak in every split."
 
 
 def _difference_blocks(ladder: _Json) -> Iterator[dict[str, Any]]:
