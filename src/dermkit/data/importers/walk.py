@@ -129,7 +129,11 @@ class FolderWalk:
             counts_text = ", ".join(f"{ending} {n}" for ending, n in sorted(self.other_files.items()))
             total = self.other_files.total()
             self.notes.append(
-                Note("other_files", f"Files that are not images, by their ending and first bytes: {counts_text}.", total)
+                Note(
+                    "other_files",
+                    f"Files that are not images, by their ending and first bytes: {counts_text}.",
+                    total,
+                )
             )
         if self.archives:
             text = (
