@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dermkit.images.statistics import ImageStatistics
@@ -18,6 +20,7 @@ from dermkit.prediction_log.writer import PredictionLog, open_log
 from dermkit.serving.app import create_app, public_limits
 from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.feedback import FEEDBACK_RULES, MAX_OUTCOMES, feedback_router
+from dermkit.serving.heat_map import MapMaker
 from dermkit.serving.jobs import ExplainJob, Job
 from dermkit.serving.key_file import make_key
 from dermkit.serving.log_recorder import LogRecorder, groups_of_metadata, parse_groups
@@ -41,7 +44,8 @@ DISTRIBUTION = {"distance": 1.5, "p_value": 0.01, "outside_training_distribution
 
 
 HEAT_MAP: dict[str, Any] = {
-    "refusal": None, "predicted": "nevus", "class_name": "melanoma", "probability": 0.25, "method": "m", "layer": "l",
+    "refusal": None, "predicted": "nevus", "class_name": "melanoma", "probability": 0.25,
+    "probabilities": {"nevus": 0.75, "melanoma": 0.25}, "calibrated_probabilities": {}, "method": "m", "layer": "l",
     "heat_map_png": "", "picture_jpeg": "", "width": 8, "height": 8, "notes": [], "pixel_sha256": "12" * 32,
     "legend": {"text": "", "low": "", "high": "", "colours": [], "unseen": ""},
 }  # fmt: skip
@@ -139,6 +143,39 @@ def test_a_row_for_each_image_before_the_answer(path: str) -> None:
     assert b"Jane" not in data, "neither the name of the file nor the detail of a refusal is written"
 
 
+def test_the_answered_class_is_logged_and_counted(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DECISIONS, "predicted", "calibrated")
+
+    async def main() -> str:
+        with open_log(path) as log:
+            async with logging_server(log) as client:
+                assert (await client.post("/v1/predict", form(b"one"))).json["images"][0][
+                    "predicted"
+                ] != "calibrated"
+                return client.state.metrics.text().decode()
+
+    text = run(main())
+    assert [logged.row.predicted for logged in read_log(path)] == ["calibrated"]
+    assert 'dermkit_predictions_total{class_name="calibrated"} 1.0' in text
+
+
+def test_a_heat_map_is_of_the_answered_class() -> None:
+    maker: Any = MapMaker.__new__(MapMaker)
+    p = np.array([[0.6, 0.4]])
+    maker._cases, maker._predictor = None, SimpleNamespace(class_names=("a", "b"), probabilities=lambda *_: p)
+    maker._explainer = SimpleNamespace(
+        resize=lambda pixels: [pixels], methods=("m",), layers=("l",),
+        map_image=lambda _, __, size, ___: SimpleNamespace(combined=np.ones(size, np.float32)),
+    )  # fmt: skip
+    calibration = SimpleNamespace(apply=lambda raw: raw[:, ::-1])
+    maker._policy = SimpleNamespace(policy=SimpleNamespace(calibration=calibration))
+    image: Any = SimpleNamespace(pixels=np.zeros((8, 8, 3), np.uint8), pixel_sha256="")
+    answer = maker.explain(image, ExplainJob(b""), None)
+    assert (answer["predicted"], answer["class_name"]) == ("b", "b")
+    assert (answer["probability"], answer["calibrated_probability"]) == (0.4, 0.6)
+    assert answer["probabilities"] == {"a": 0.6, "b": 0.4} and answer["calibrated_probabilities"]["b"] == 0.6
+
+
 def test_a_request_of_refused_images_has_its_rows_too(path: str) -> None:
     async def main() -> None:
         with open_log(path) as log:
@@ -163,7 +200,9 @@ def test_a_heat_map_names_a_class_and_has_its_row(path: str) -> None:
 
     run(main())
     first, refused = [logged.row for logged in read_log(path, route="explain")]
-    assert (first.predicted, first.probabilities, first.pixel_sha256) == ("nevus", {"melanoma": 0.25}, "12" * 32)
+    assert (first.predicted, first.probabilities, first.pixel_sha256) == (
+        "nevus", {"nevus": 0.75, "melanoma": 0.25}, "12" * 32,
+    )  # fmt: skip
     assert refused.refusal_reason == "truncated"
     assert list(read_log(path, route="predict")) == []
 

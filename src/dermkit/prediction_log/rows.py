@@ -58,7 +58,8 @@ class PredictionRow:
     and the image's place in it, from 0. route: `PREDICT` or `EXPLAIN`. time: when it was scored. model_key: hex SHA-256
     of what decides the model's answers. preprocessing_sha256: of the model's preprocessing. pixel_sha256: of the
     decoded pixels, "" where they could not be decoded. probabilities, calibrated_probabilities: class -> probability.
-    predicted: the most probable class. operating_point, threshold, positive: the decision, None = no decision was made.
+    predicted: the class that was answered, after calibration where there is one.
+    operating_point, threshold, positive: the decision, None = no decision was made.
     referral: "answered", "referred", "withheld" or "". prediction_set: class names, None = the model has none.
     distance, p_value, outside_training_distribution: None where the model cannot tell. statistics: of the decoded
     pixels. site, device, age_group: groups that the client gave, "" = not given. refusal_reason: a code, "" = scored;

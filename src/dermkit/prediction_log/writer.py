@@ -298,8 +298,8 @@ def open_log(log: str, outbox: Path | None = None, *, timeout: float = DATABASE_
 
     log: the path of an SQLite file, or a URL (`parse_address`). outbox: folder of the rows that wait (default: beside
     an SQLite file, else `prediction-log-KEY.outbox`, with `LogAddress.key`). timeout: seconds that a write waits for
-    the database. One that is away is no error: the outbox takes the rows. Raises `UsageError` for an address or a schema that cannot be
-    used, `OutputError` where the outbox cannot be written.
+    the database. One that is away is no error: the outbox takes the rows. Raises `UsageError` for an address or a
+    schema that cannot be used, `OutputError` where the outbox cannot be written.
     """
     address = parse_address(log)
     folder = outbox or default_outbox(address)

@@ -22,6 +22,7 @@ from dermkit.serving.jobs import ExplainJob
 if TYPE_CHECKING:
     import pandas as pd
 
+    from dermkit.metrics.decisions.apply import ActivePolicy
     from dermkit.prediction.predictor import Predictor
 
 _PICTURE_SIDE = 512
@@ -32,27 +33,38 @@ _UNSEEN_COLOUR = (128, 128, 128, 200)
 
 
 class MapMaker:
-    """Makes heat maps of a model; the explainers of its nets are made once."""
+    """Makes heat maps of a model; the explainers of its nets are made once. policy: whose calibration is in use."""
 
-    def __init__(self, predictor: "Predictor") -> None:
+    def __init__(self, predictor: "Predictor", policy: "ActivePolicy | None" = None) -> None:
         from dermkit.explanation.model_maps import ModelExplainer  # here: it loads torch
 
-        self._predictor, self._explainer = predictor, ModelExplainer(predictor)
+        self._predictor, self._explainer, self._policy = predictor, ModelExplainer(predictor), policy
         self._cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
 
     def explain(self, image: LesionImage, job: ExplainJob, metadata: "pd.DataFrame | None") -> dict[str, Any]:
-        """Return the fields of `ExplainAnswer` that are of this image. metadata: one row, None = all unknown."""
+        """Return the fields of `ExplainAnswer` that are of this image, and those of its row in the log.
+
+        metadata: one row, None = all unknown.
+        """
         names = self._predictor.class_names
         picture = thumbnail(image.pixels, min(_PICTURE_SIDE, max(image.pixels.shape[:2])))
         inputs = self._explainer.resize(image.pixels)
         p = self._predictor.probabilities([array[None] for array in inputs], metadata)[0]
-        target = choose_target(names, job.class_name, job.against).for_image(p)
+        calibrated = None if self._policy is None else self._policy.policy.calibration.apply(p[None])[0]
+        target = choose_target(names, job.class_name, job.against).for_image(
+            p if calibrated is None else calibrated
+        )
         values = self._explainer.map_image(inputs, target, (picture.height, picture.width), metadata).combined
         class_name = names[target.class_index]
         against = None if target.against_index is None else names[target.against_index]
         return {
-            "predicted": names[int(p.argmax())], "class_name": class_name,
+            "predicted": names[int((p if calibrated is None else calibrated).argmax())], "class_name": class_name,
             "probability": float(p[target.class_index]),
+            "calibrated_probability": None if calibrated is None else float(calibrated[target.class_index]),
+            "probabilities": dict(zip(names, p.tolist(), strict=True)),
+            "calibrated_probabilities": {}
+            if calibrated is None
+            else dict(zip(names, calibrated.tolist(), strict=True)),
             "method": ", ".join(dict.fromkeys(self._explainer.methods)),
             "layer": ", ".join(dict.fromkeys(layer for layer in self._explainer.layers if layer)),
             "heat_map_png": _base64(colour_map_png(values)), "picture_jpeg": _base64(_jpeg(picture)),

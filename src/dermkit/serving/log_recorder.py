@@ -77,7 +77,7 @@ def _row(
     if image.refusal is not None:
         return PredictionRow(**values, refusal_reason=image.refusal.reason)
     values |= {
-        "pixel_sha256": image.pixel_sha256, "predicted": printable(image.predicted or "")[:MAX_TEXT_LENGTH],
+        "pixel_sha256": image.pixel_sha256, "predicted": printable(image.answered or "")[:MAX_TEXT_LENGTH],
         "probabilities": {one.name: one.probability for one in image.classes},
         "calibrated_probabilities": {
             one.name: one.calibrated_probability for one in image.classes if one.calibrated_probability is not None
@@ -95,7 +95,7 @@ def _row(
 
 
 def _explain_row(record: ExplainRecord) -> PredictionRow:
-    """Return the row of a heat map: the predicted class, and the probability of the class that was explained."""
+    """Return the row of a heat map: the predicted class and the probabilities of all, whichever was explained."""
     result = record.result
     values: dict[str, Any] = {
         "row_id": record_id(record.request_id, 0), "request_id": record.request_id, "position": 0, "route": EXPLAIN,
@@ -105,7 +105,7 @@ def _explain_row(record: ExplainRecord) -> PredictionRow:
         return PredictionRow(**values, refusal_reason=result["refusal"]["reason"])
     return PredictionRow(
         **values, predicted=printable(result["predicted"])[:MAX_TEXT_LENGTH], pixel_sha256=result["pixel_sha256"],
-        probabilities={result["class_name"]: result["probability"]},
+        probabilities=result["probabilities"], calibrated_probabilities=result["calibrated_probabilities"],
     )  # fmt: skip
 
 

@@ -124,7 +124,7 @@ async def post_explain(request: Request) -> ExplainAnswer:
     if result["refusal"] is not None:
         refused = image_answer(0, result)
         raise Problem(ProblemCode.IMAGE_REFUSED, images=[refused.model_dump()])
-    fields = {name: value for name, value in result.items() if name != "refusal"}
+    fields = {name: value for name, value in result.items() if name in ExplainAnswer.model_fields}
     return ExplainAnswer(request_id=request.state.request_id, model=model.model, **fields)
 
 
@@ -211,7 +211,7 @@ def _count(server_metrics: ServerMetrics, images: Sequence[ImageAnswer]) -> None
     for image in images:
         outcome = "scored" if image.refusal is None else image.refusal.reason
         is_outside = image.distribution is not None and image.distribution.outside_training_distribution
-        server_metrics.count_image(outcome, image.predicted, is_outside=is_outside)
+        server_metrics.count_image(outcome, image.answered, is_outside=is_outside)
 
 
 async def _while_connected(receive: Receive, work: Awaitable[_Result]) -> _Result:

@@ -77,10 +77,11 @@ class RefusalAnswer(BaseModel):
 class ImageAnswer(BaseModel):
     """What the model says of one image; where it was refused, `refusal` says why and the rest is null or empty.
 
-    position: in the request, from 0. prediction_id: of its row in the prediction log, for /v1/feedback; "" where none
-    is kept. classes: in the order of the model. pixel_sha256: of the upright pixels, "" where there are none.
-    training_split: the split in which the model's training used this image, "" = it did not. blurred: less sharp than
-    photographs of lesions are; null where there is too little to measure.
+    position: in the request, from 0. predicted: the most probable class as the net gives it; `decisions.predicted` is
+    that after calibration, which is the answer where there are decisions. prediction_id: of its row in the prediction
+    log, for /v1/feedback; "" where none is kept. classes: in the order of the model. pixel_sha256: of the upright
+    pixels, "" where there are none. training_split: the split in which the model's training used this image, "" = it
+    did not. blurred: less sharp than photographs of lesions are; null where there is too little to measure.
     """
 
     model_config = _CONFIG
@@ -97,6 +98,11 @@ class ImageAnswer(BaseModel):
     height: int | None
     refusal: RefusalAnswer | None
     blurred: bool | None = None
+
+    @property
+    def answered(self) -> str | None:
+        """Return the class that is answered: after calibration where there are decisions; None where refused."""
+        return self.predicted if self.decisions is None else self.decisions.predicted
 
 
 class PredictAnswer(BaseModel):
@@ -144,6 +150,8 @@ class NearestCaseAnswer(BaseModel):
 class ExplainAnswer(BaseModel):
     """The answer of /v1/explain.
 
+    predicted: the most probable class, after calibration where the model has a policy. probability: of `class_name`, as
+    the net gives it; calibrated_probability: null without a policy.
     heat_map_png: base64 of an RGBA PNG in the frame of the upright image, to be laid over it; picture_jpeg: base64 of
     that image at the same size, for browsers that cannot show its format. notes: what a reader has to know.
     nearest_cases: the nearest training images, then the nearest of each other class; none where the model holds none.
@@ -155,6 +163,7 @@ class ExplainAnswer(BaseModel):
     predicted: str
     class_name: str
     probability: float
+    calibrated_probability: float | None = None
     method: str
     layer: str
     heat_map_png: str

@@ -161,7 +161,7 @@ class ServedModel:
     def _map_maker(self) -> "MapMaker":
         from dermkit.serving.heat_map import MapMaker
 
-        return MapMaker(self._predictor)
+        return MapMaker(self._predictor, self._policy)
 
     def _metadata_row(self, job: ExplainJob) -> "pd.DataFrame | None":
         """Return age, sex and site as the nets take them, None = all unknown."""
