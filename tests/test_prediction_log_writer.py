@@ -185,7 +185,9 @@ def test_rows_that_reached_the_database_before_a_kill_are_not_written_again(tmp_
     assert ids_of(path) == [row.row_id for row in rows]
 
 
-def test_without_database_and_outbox_nothing_is_acknowledged(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_database_and_outbox_nothing_is_acknowledged(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -194,6 +196,10 @@ def test_without_database_and_outbox_nothing_is_acknowledged(path: str, monkeypa
             patch.setattr(os, "fsync", fail)
             with pytest.raises(LogUnavailable, match="neither the database nor the outbox takes rows"):
                 log.append([prediction_row(0)])
+            assert log.status.is_silent
+            with pytest.raises(LogUnavailable):
+                log.append([prediction_row(0)])
+            assert caplog.text.count("requests get no answer") == 1
         with locked(path):
             ids = log.append([prediction_row(1)])
         wait_until(lambda: not log.status.n_outbox)
@@ -336,6 +342,18 @@ def test_under_steady_load_the_outbox_is_emptied(path: str) -> None:
         finally:
             stop.set()
     check_acknowledged(path, ids)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors as Linux lists them")
+def test_failed_writes_leave_no_descriptor_and_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = Outbox(tmp_path / "outbox", LOG_KEY)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        for _ in range(5):
+            with pytest.raises(OutputError, match="No space"):
+                box.append([prediction_row(0).columns()])
+    assert len(list(Path("/proc/self/fd").iterdir())) == before and not box and list(box.folder.iterdir()) == []
 
 
 def test_a_failed_flush_is_followed_by_a_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,16 @@ class _OutboxFile:
         """Note that every row which `read` returned is in the database."""
         self._accepted_offset = self._read_offset
 
+    def end_writing(self) -> bool:
+        """Close a file after a failed write; one without a row that counts is removed, and True returned."""
+        if self._stream is not None:
+            self._stream.close()
+        is_empty = self._previous == GENESIS
+        if is_empty:
+            with suppress(OSError):
+                self.remove()
+        return is_empty
+
     def is_at_end(self) -> bool:
         """Whether `read` has returned every row."""
         try:
@@ -167,6 +177,8 @@ class Outbox:
                 self._files[-1].append(rows)
             except OSError:
                 self._is_last_ours = False  # after a failed flush nobody knows what the disk holds: a new file
+                if self._files[-1].end_writing():
+                    self._files.pop()
                 raise
         self.n_waiting += len(rows)
 

@@ -52,6 +52,7 @@ class LogStatus:
     is_database_up: whether the last attempt reached the database. n_rows, n_commits: acknowledged rows, and the
     commits and flushes that wrote them. seconds: time that these took, waiting left out. n_outbox: rows that wait in
     the outbox. n_damaged: lines of the outbox that could not be read. problem: the last error of the database.
+    is_silent: neither database nor outbox took the last rows.
     """
 
     is_database_up: bool = True
@@ -61,6 +62,7 @@ class LogStatus:
     n_outbox: int = 0
     n_damaged: int = 0
     problem: str = ""
+    is_silent: bool = False
 
 
 class LogDatabase:
@@ -226,9 +228,15 @@ class PredictionLog:
                 outcome="every row that was acknowledged",
                 remedy=f"see that the database runs, and that {self._outbox.folder} can be written to",
             )
+            if not self._status.is_silent:
+                _logger.error("%s; requests get no answer", unavailable.message)
+            self._status = replace(self._status, is_silent=True)
             for waiting in _waiting(submissions):
                 waiting.future.set_exception(unavailable)
             return
+        if self._status.is_silent:
+            _logger.warning("%s: rows are written again", self._database.address.name)
+            self._status = replace(self._status, is_silent=False)
         self._note(n_rows=len(rows), seconds=time.perf_counter() - start_time)
         for waiting in _waiting(submissions):
             waiting.future.set_result(waiting.ids)
