@@ -31,6 +31,7 @@ from dermkit.serving.schemas import ModelAnswer
 from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker_process import Deliver
+from prediction_log_tools import prediction_row
 from served import MODEL_FACTS, Client, QuickWorker, Reply, form, run, scored
 
 MODEL = {**MODEL_FACTS["model"], "model_key": "ab" * 32, "preprocessing_sha256": "cd" * 32, "version": "0.1.0"}
@@ -270,6 +271,13 @@ def test_wrong_groups_are_no_fault_of_the_log(path: str) -> None:
 
     run(main())
     assert list(read_log(path)) == []
+
+
+def test_what_a_semicolon_divides_is_no_formula(path: str, tmp_path: Path) -> None:
+    with open_log(path) as log:
+        log.append([prediction_row(0, site="x; =1+1;@y;z-1")])
+    export_log(path, tmp_path / "log.csv")
+    assert "x; '=1+1;'@y;z-1" in (tmp_path / "log.csv").read_text()
 
 
 # Outcomes -------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A log as a CSV file that people may open in a spreadsheet."""
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -9,12 +10,14 @@ from dermkit.prediction_log.read import LoggedPrediction, flat_columns, read_log
 from dermkit.prediction_log.rows import PredictionRow
 from dermkit.render.cells import defused
 
+_FORMULA_PART = re.compile(r"([;\t]\s*)(?=[=+\-@])")
+
 
 def export_log(log: str, out: Path, since: datetime | None = None, until: datetime | None = None) -> int:
     """Write the rows of a log as CSV, with today's outcomes, and return their number; in bounded memory.
 
-    No cell is a formula to a spreadsheet: an apostrophe stands before = + - @. Unknown values are empty. Raises as
-    `read_log` does, and `OutputError`.
+    No cell is a formula to a spreadsheet: an apostrophe stands before = + - @, also after a semicolon. Unknown values
+    are empty. Raises as `read_log` does, and `OutputError`.
     """
     names = export_columns()
     n_rows = 0
@@ -24,10 +27,15 @@ def export_log(log: str, out: Path, since: datetime | None = None, until: dateti
         for logged in read_log(log, since, until):
             n_rows += 1
             columns = flat_columns(logged)
-            yield defused("" if columns[name] is None else columns[name] for name in names)
+            yield defused("" if columns[name] is None else _in_one_cell(columns[name]) for name in names)
 
     write_rows(out, names, rows())
     return n_rows
+
+
+def _in_one_cell(cell: object) -> object:
+    """Return a text in which what follows a semicolon is no formula, where a spreadsheet divides cells there."""
+    return _FORMULA_PART.sub(r"\1'", cell) if isinstance(cell, str) else cell
 
 
 def export_columns() -> tuple[str, ...]:
