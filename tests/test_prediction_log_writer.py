@@ -326,7 +326,8 @@ def test_rows_of_a_process_that_ended_reach_the_log_without_a_new_start(
 
 
 def test_under_steady_load_the_outbox_is_emptied(path: str) -> None:
-    stop, ids = threading.Event(), []
+    stop = threading.Event()
+    ids: list[str] = []
 
     def write(log: writer.PredictionLog) -> None:
         while not stop.is_set():
