@@ -211,5 +211,7 @@ def test_counterfactuals_from_before_the_test_images_were_scored_are_of_the_same
     content = COUNTERFACTUALS.read(path.parent)
     assert content["model_key"] == ""
     (change,) = content["artefacts"][0]["by_strength"]
-    assert change["decision_changes"]["value"] is None and content["hidden"][0]["decision_changes"]["value"] is None
+    assert (
+        change["decision_changes"]["value"] is None and content["hidden"][0]["decision_changes"]["value"] is None
+    )
     assert len(list(counterfactual_doubts(tmp_path, "test"))) == 2
