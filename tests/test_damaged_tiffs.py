@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 from PIL import Image
 
 from dermkit.errors import ImageRejected, RejectionReason
+from dermkit.images import headers
 from dermkit.images.decode import open_image
+from made_images import tiff as made_tiff
 from test_damaged_jpegs import photograph
 
 
@@ -68,3 +72,24 @@ def test_a_strip_that_ends_early_is_truncated() -> None:
     with pytest.raises(ImageRejected) as refusal:
         open_image(data.replace(length, ((end - start) // 2).to_bytes(4, "little")))
     assert refusal.value.reason == RejectionReason.TRUNCATED
+
+
+def with_shared_strips(data: bytes) -> bytes:
+    """Return the file with all strips beginning at byte 8, each half as long as the file."""
+    directory, changed = headers._read_directory(data), bytearray(data)
+    for tag, value in ((273, 8), (279, len(data) // 2)):
+        _, count, kind = directory.raw_value(tag)
+        (start,) = struct.unpack_from("<8xI", directory.entries[tag])
+        code, size = {3: ("H", 2), 4: ("I", 4)}[kind]
+        changed[start : start + count * size] = struct.pack(f"<{count}{code}", *[value] * count)
+    return bytes(changed)
+
+
+def test_files_that_would_inflate_for_ever_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "check_deflated", lambda *_: pytest.fail("inflated"))
+    many_samples = made_tiff("<", 64, 64, 8, 1, zlib.compress(bytes(10_000)), t259=8, t277=60_000)
+    shared = with_shared_strips(tiff(photograph(0, 120), tiffinfo={278: 1}))
+    for content in (many_samples, shared):
+        with pytest.raises(ImageRejected) as refusal:
+            open_image(content)
+        assert refusal.value.reason == RejectionReason.BROKEN

@@ -20,7 +20,6 @@ from dermkit.images.image_header import (
     MAX_FILE_BYTES,
     MAX_PIXELS_PER_BYTE,
     MAX_SEGMENTS,
-    MAX_SIDE,
     UNCHECKED_PIXELS,
     HeaderRejected,
     ImageHeader,
@@ -221,6 +220,8 @@ def _read_bmp(data: bytes) -> ImageHeader:
 _TYPE_BYTES = MappingProxyType({1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4})
 _WIDTH, _HEIGHT, _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _PLANAR = 256, 257, 258, 262, 274, 284
 _COMPRESSION, _FILL_ORDER = 259, 266
+_MAX_SAMPLES, _MAX_BITS = 6, 64
+"""Of a pixel: CMYK with two more, and double precision."""
 _STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _ROWS_PER_STRIP, _SAMPLES_PER_PIXEL = 273, 279, 278, 277
 _TILE_OFFSETS, _TILE_BYTE_COUNTS, _TILE_WIDTH, _TILE_HEIGHT = 324, 325, 322, 323
 _TIFF_SINGLE_VALUE_TAGS = frozenset({256, 257, 259, 262, 266, 277, 278, 284, 317, 322, 323})
@@ -320,9 +321,10 @@ def _read_tiff(data: bytes) -> ImageHeader:
     if directory.next_offset:
         raise HeaderRejected(RejectionReason.MULTI_PAGE, "a TIFF of several pages")
     pieces, piece_pixels = _strips_or_tiles(directory, width, height)
+    bits_per_pixel = _bits_per_pixel(directory)
     if directory.integers(_COMPRESSION, (1,))[0] in DEFLATE and directory.integers(_FILL_ORDER, (1,))[0] == 1:
-        bits = directory.integers(_SAMPLES_PER_PIXEL, (1,))[0] * max(directory.integers(_BITS_PER_SAMPLE, (1,)))
-        check_deflated((data[start:end] for start, end in pieces), piece_pixels * -(-bits // 8))
+        view = memoryview(data)
+        check_deflated((view[start:end] for start, end in pieces), piece_pixels * -(-bits_per_pixel // 8))
     orientation = directory.integers(_ORIENTATION, (1,))[0]
     bits, white_is_zero = (
         max(directory.integers(_BITS_PER_SAMPLE, (1,))),
@@ -338,6 +340,15 @@ def _read_tiff(data: bytes) -> ImageHeader:
         bits=bits,
         white_is_zero=white_is_zero,
     )
+
+
+def _bits_per_pixel(directory: _TiffDirectory) -> int:
+    """Return the bits of a pixel; raises `HeaderRejected` for more than any photograph has."""
+    n_samples = directory.integers(_SAMPLES_PER_PIXEL, (1,))[0]
+    bits = max(directory.integers(_BITS_PER_SAMPLE, (1,)))
+    if n_samples > _MAX_SAMPLES or bits > _MAX_BITS:
+        raise HeaderRejected(RejectionReason.BROKEN, f"a pixel of {n_samples} samples of {bits} bits")
+    return n_samples * bits
 
 
 def _strips_or_tiles(directory: _TiffDirectory, width: int, height: int) -> tuple[list[tuple[int, int]], int]:
@@ -357,7 +368,7 @@ def _strips_or_tiles(directory: _TiffDirectory, width: int, height: int) -> tupl
         rows_per_strip = directory.integers(_ROWS_PER_STRIP, (height,))[0]
         if not rows_per_strip:
             raise HeaderRejected(RejectionReason.BROKEN, "strips of no rows")
-        n_expected, n_pixels = -(-height // rows_per_strip), width * min(rows_per_strip, MAX_SIDE)
+        n_expected, n_pixels = -(-height // rows_per_strip), width * min(rows_per_strip, height)
         offsets, lengths = directory.integers(_STRIP_OFFSETS), directory.integers(_STRIP_BYTE_COUNTS)
     if directory.integers(_PLANAR, (1,))[0] == 2:
         n_expected *= directory.integers(_SAMPLES_PER_PIXEL, (1,))[0]
@@ -368,6 +379,8 @@ def _strips_or_tiles(directory: _TiffDirectory, width: int, height: int) -> tupl
     pieces = [(offset, offset + length) for offset, length in zip(offsets, lengths, strict=True)]
     if max(end for _, end in pieces) > len(directory.data):
         raise HeaderRejected(RejectionReason.TRUNCATED, "pixels point beyond the end")
+    if sum(lengths) > len(directory.data):  # thousands of strips that are all the same bytes
+        raise HeaderRejected(RejectionReason.BROKEN, "its pieces of pixels are larger than the file")
     return pieces, n_pixels
 
 
