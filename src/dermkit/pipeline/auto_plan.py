@@ -115,10 +115,10 @@ def make_plan(
         *audit_choice(profile),
     )
     candidates = (first, *trained, *(draft.candidate for draft in classifiers if draft.candidate))
-    further = further_seeds(candidates, budget - _total_seconds(candidates))
+    of_more_seeds = further_seeds(candidates, budget - _total_seconds(candidates))
     return AutoPlan(
         seconds=seconds, decoding=decoding, n_folds=drafts.n_folds, n_trained_folds=drafts.n_trained_folds,
-        candidates=(*candidates, *further), choices=(*choices, *seeds_choice(candidates, further)),
+        candidates=(*candidates, *of_more_seeds), choices=(*choices, *seeds_choice(candidates, of_more_seeds)),
     )  # fmt: skip
 
 
