@@ -68,8 +68,8 @@ def pixel_damage(image: Image.Image, data: bytes) -> tuple[str, ...]:
 def zeros_damage(pixels: NDArray[np.uint8], data: bytes) -> tuple[str, ...]:
     """Return a note where long runs of zeros in a JPEG made none of its pixels; else none.
 
-    pixels: as decoded from data, a sequential file. A picture that ends in plain grey needs few bytes there, and no note
-    is made: a decoder that lacked bytes there would have warned, and such files do not come here.
+    pixels: as decoded from data, a sequential file. No note is made where the picture ends in plain grey, which takes
+    few bytes: a decoder that lacked bytes there would have warned, and such files do not come here.
     """
     start = _scans_start(data)
     end = data.find(b"\xff\xd9", start)
