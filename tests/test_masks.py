@@ -13,10 +13,12 @@ from PIL import Image
 import dermkit as dk
 from conftest import Invoke
 from dermkit.data.manifest import LOCATION, Dataset
-from dermkit.data.masks import MASKS_TABLE, masks_of_dataset, masks_of_run
+from dermkit.data.masks import MASKS_TABLE, masks_of_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.errors import DataError, UsageError
 from dermkit.explanation.run_maps import update_heat_maps
+from dermkit.progress import Progress
+from dermkit.runs.dataset_masks import masks_of_run
 
 
 def save_mask(path: Path, size: tuple[int, int], *, radius: float = 0.25) -> None:
@@ -211,6 +213,21 @@ def test_reports_take_the_masks_of_the_data_set_unasked(masked_run: Path, binary
     written = (masked_run / "heat_maps" / "heat_maps.csv").stat().st_mtime_ns
     update_heat_maps(masked_run, root, device="cpu")
     assert (masked_run / "heat_maps" / "heat_maps.csv").stat().st_mtime_ns == written, "they are of these masks"
+
+
+def test_masks_of_another_data_set_in_the_same_folder_are_not_taken(
+    masked_run: Path, images: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    assert masks_of_run(masked_run, Progress(say=lines.append)) is not None and not lines
+    shutil.rmtree(tmp_path / "data")
+    other = imported(images, tmp_path / "other").dataset
+    imported(
+        images, tmp_path / "data", mask_images(other, tmp_path / "others", other.manifest["image_id"].tolist())
+    )
+    assert masks_of_dataset(tmp_path / "data") is not None
+    assert masks_of_run(masked_run, Progress(say=lines.append)) is None
+    assert len(lines) == 1 and "its manifest.csv is not the one" in lines[0]
 
 
 def test_counterfactuals_and_explain_take_the_masks_of_the_data_set_unasked(

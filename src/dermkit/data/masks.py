@@ -168,9 +168,3 @@ def _read_table(path: Path) -> pd.DataFrame:
 
 def _is_below(path: str) -> bool:
     return not Path(path).is_absolute() and ".." not in Path(path).parts
-
-
-def masks_of_run(folder: Path) -> LesionMasks | None:
-    """Return the usable masks of the data set that a run was trained on; None where that is not there or has none."""
-    dataset = str(LOCATION.read_optional(folder).get("dataset", ""))
-    return masks_of_dataset(Path(dataset)) if dataset else None

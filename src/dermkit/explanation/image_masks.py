@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dermkit.data.masks import masks_of_run
 from dermkit.errors import DataError
 from dermkit.explanation.nearest_cases import images_root
 from dermkit.images.lesion_masks import LesionMasks, Mask
 from dermkit.prediction.inputs import ImageRef
+from dermkit.progress import Progress
+from dermkit.runs.dataset_masks import masks_of_run
 from dermkit.runs.layout import run_of_model
 
 
@@ -39,9 +40,9 @@ class ImageMasks:
             )
 
 
-def find_image_masks(given: Path | None, model: Path) -> ImageMasks:
+def find_image_masks(given: Path | None, model: Path, progress: Progress) -> ImageMasks:
     """Return the masks of a folder, else those of the data set that a model's run was trained on, else none."""
     if given is not None:
         return ImageMasks(LesionMasks(given))
     images = images_root(model)
-    return ImageMasks(None) if images is None else ImageMasks(masks_of_run(run_of_model(model)), images)
+    return ImageMasks(None) if images is None else ImageMasks(masks_of_run(run_of_model(model), progress), images)

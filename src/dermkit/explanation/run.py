@@ -195,7 +195,7 @@ def _prepare(
     training_splits = {pixels: split for pixels, _, split in predictor.training_images}
     cases = training_cases(predictor.training_features, predictor.members, predictor.class_names)
     return _Job(
-        predictor, explainer, choice, out, find_image_masks(options.masks, predictor.folder), options.checks,
+        predictor, explainer, choice, out, find_image_masks(options.masks, predictor.folder, progress), options.checks,
         training_splits, cases,
         images_root(predictor.folder), metadata, read_model_verdict(predictor.folder),
     ), image_list  # fmt: skip

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dermkit.data.masks import masks_of_run
 from dermkit.errors import DataError, DermkitError, ImageRejected, OutputError, UntrustedError
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
@@ -34,6 +33,7 @@ from dermkit.images.lesion_masks import LesionMasks, LesionShare, lesion_share
 from dermkit.models.checksums import expected_hashes
 from dermkit.progress import Progress
 from dermkit.render.sheets import jpeg_bytes, thumbnail
+from dermkit.runs.dataset_masks import masks_of_run
 from dermkit.runs.documents import saved_content
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import HEAT_MAPS, HEAT_MAPS_FOLDER, HEAT_MAPS_TABLE, MODEL_FOLDER, SUMMARY
@@ -91,7 +91,7 @@ class _Job:
     @cached_property
     def masks(self) -> LesionMasks | None:
         """The lesion masks: those that were given, else those of the run's data set."""
-        return self.given_masks or masks_of_run(self.run.path)
+        return self.given_masks or masks_of_run(self.run.path, self.progress)
 
     @property
     def split(self) -> str:

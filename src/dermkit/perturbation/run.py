@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dermkit.data.manifest import Dataset
-from dermkit.data.masks import masks_of_dataset, masks_of_run
+from dermkit.data.masks import masks_of_dataset
 from dermkit.errors import DataError, UsageError
 from dermkit.files import check_output, check_writable, lock, make_folder, sweep_temp, write_rows
 from dermkit.images.lesion_masks import LesionMasks
@@ -34,6 +34,7 @@ from dermkit.prediction.inputs import utf8_safe
 from dermkit.prediction.locate import check_folder, check_model_folder, suggest_run
 from dermkit.progress import Progress
 from dermkit.render.cells import defused
+from dermkit.runs.dataset_masks import masks_of_run
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, PREDICTIONS_FILE, RUN, run_of_model
 
@@ -136,7 +137,7 @@ def _counterfactuals(
         raise _no_images_error(folder)
     check_enough(selection)
     if settings.masks is None:
-        settings = replace(settings, masks=_masks_of_images(run_folder, dataset))
+        settings = replace(settings, masks=_masks_of_images(run_folder, dataset, progress))
     else:
         _check_masks(settings.masks, selection)
     selection = sample_units(selection, options.n_images, settings.seed)
@@ -148,11 +149,11 @@ def _counterfactuals(
         return _change_and_write(out, selection, predictor, settings, options, progress)
 
 
-def _masks_of_images(run: RunFolder | None, dataset: Dataset | None) -> LesionMasks | None:
+def _masks_of_images(run: RunFolder | None, dataset: Dataset | None, progress: Progress) -> LesionMasks | None:
     """Return the masks that belong to the data set of the images; None where it has none."""
     if dataset is not None:
         return masks_of_dataset(dataset.folder)
-    return None if run is None else masks_of_run(run.path)
+    return None if run is None else masks_of_run(run.path, progress)
 
 
 def _check_masks(masks: LesionMasks, selection: ImageSelection) -> None:
