@@ -17,6 +17,7 @@ from dermkit.data.masks import MASKS_TABLE, masks_of_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.errors import DataError, UsageError
 from dermkit.explanation.run_maps import update_heat_maps
+from dermkit.images.lesion_masks import LesionMasks, read_mask
 from dermkit.progress import Progress
 from dermkit.runs.dataset_masks import masks_of_run
 
@@ -213,6 +214,32 @@ def test_reports_take_the_masks_of_the_data_set_unasked(masked_run: Path, binary
     written = (masked_run / "heat_maps" / "heat_maps.csv").stat().st_mtime_ns
     update_heat_maps(masked_run, root, device="cpu")
     assert (masked_run / "heat_maps" / "heat_maps.csv").stat().st_mtime_ns == written, "they are of these masks"
+    for mask in (masked_run.parent / "masks").iterdir():
+        save_mask(mask, Image.open(mask).size, radius=0.4)
+    update_heat_maps(masked_run, root, device="cpu")
+    redrawn = pd.read_csv(masked_run / "heat_maps" / "heat_maps.csv")
+    assert (redrawn["mask_area"] > table["mask_area"].max()).all(), "they were drawn anew"
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_masks_that_were_drawn_anew_are_others(tmp_path: Path, is_given: bool) -> None:
+    save_mask(tmp_path / "a.png", (40, 40))
+    masks = LesionMasks(tmp_path, None if is_given else {"a": "a.png"})
+    before = masks.identity
+    assert masks.identity == before
+    save_mask(tmp_path / "a.png", (40, 40), radius=0.4)
+    assert masks.identity != before
+
+
+def test_a_black_and_white_mask_of_a_large_photograph_is_read(tmp_path: Path) -> None:
+    mask = np.zeros((4000, 4100), dtype=bool)
+    mask[1000:3000, 1000:3000] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    n_bytes = (tmp_path / "mask.png").stat().st_size
+    assert mask.size > 16_000_000 and n_bytes * 256 < mask.size, (
+        "more pixels than a photograph of so few bytes has"
+    )
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (4000, 4100)), mask)
 
 
 def test_masks_of_another_data_set_in_the_same_folder_are_not_taken(

@@ -27,7 +27,7 @@ from dermkit.explanation.run_records import (
     write_no_maps,
 )
 from dermkit.explanation.target import EvidenceTarget
-from dermkit.files import fingerprint
+from dermkit.files import file_stat, fingerprint
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.lesion_masks import LesionMasks, LesionShare, lesion_share
 from dermkit.models.checksums import expected_hashes
@@ -145,11 +145,12 @@ class _Job:
         )
 
     def _dataset_masks(self) -> list[list[str]]:
-        """Return the files of the data set's masks of these images, in a list; an empty one where it has none."""
+        """Return the files of the data set's masks of these images with size and time; none where it has no mask."""
         if self.masks is None or self.masks is self.given_masks:
             return []
         files = [self.masks.path(mask_name(image)) for image in self.chosen]
-        return [[str(file) for file in files]] if any(files) else []
+        # A mask that was drawn anew has the same path.
+        return [[f"{file} {file_stat(file)}" if file else "" for file in files]] if any(files) else []
 
     @property
     def why_none(self) -> str:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dermkit.errors import DataError, ImageRejected
-from dermkit.files import fingerprint
+from dermkit.files import file_stat, fingerprint
 from dermkit.images.decode import open_image
+from dermkit.images.image_header import MAX_PIXELS
 
 _ENDINGS = ("", "_segmentation", "_mask")
 """What may follow an image's name in its mask's: those of HAM10000 end in `_segmentation`."""
@@ -54,8 +55,12 @@ class LesionMasks:
 
     @property
     def identity(self) -> str:
-        """What tells these masks from others, as a text."""
-        return str(self.folder) if self.paths is None else f"{self.folder} {fingerprint(dict(self.paths))}"
+        """What tells these masks from others, as a text: a mask that was drawn anew has another size or time."""
+        if self.paths is None:
+            files = {str(file): file_stat(file) for file in sorted(self.folder.rglob("*.png"))}
+        else:
+            files = {image: f"{path} {file_stat(self.folder / path)}" for image, path in self.paths.items()}
+        return f"{self.folder} {fingerprint(files)}"
 
     def path(self, image_name: str) -> Path | None:
         """Return the file of an image's mask, None where there is none. image_name: its path below its folder."""
@@ -92,8 +97,8 @@ def read_mask(path: Path, shape: tuple[int, int]) -> Mask:
 
     shape: (H, W) of the image.
     """
-    try:
-        pixels = open_image(path).pixels
+    try:  # two colours take fewer bytes than any photograph of this size
+        pixels = open_image(path, unchecked_pixels=MAX_PIXELS).pixels
     except ImageRejected as refusal:
         raise _mask_error(path, f"is no mask: {refusal.reason.value}") from refusal
     if pixels.shape[:2] != shape:
