@@ -32,14 +32,14 @@ def save_mask(path: Path, size: tuple[int, int], *, radius: float = 0.25) -> Non
     Image.fromarray(disc.astype(np.uint8) * 255).save(path)
 
 
-def mask_images(dataset: Dataset, masks: Path, image_ids: Sequence[str]) -> Path:
+def mask_images(dataset: Dataset, masks: Path, image_ids: Sequence[str], *, radius: float = 0.25) -> Path:
     """Write a mask for some images, named as HAM10000's; returns their folder."""
     frame = dataset.manifest
     sizes = dict(
         zip(frame["image_id"], zip(frame["width"].tolist(), frame["height"].tolist(), strict=True), strict=True)
     )
     for image_id in image_ids:
-        save_mask(masks / f"{image_id}_segmentation.png", sizes[image_id])
+        save_mask(masks / f"{image_id}_segmentation.png", sizes[image_id], radius=radius)
     return masks
 
 
@@ -111,6 +111,22 @@ def test_an_import_without_masks_keeps_those_of_the_earlier_one(images: Path, tm
     assert imported(images, tmp_path / "data").masks == ()
     assert (tmp_path / "data" / MASKS_TABLE).read_bytes() != before
     assert dk.load_dataset(tmp_path / "data").mask_root == masks.resolve(), "they may come back"
+
+
+def test_masks_that_nobody_named_stop_no_import(images: Path, tmp_path: Path, invoke: Invoke) -> None:
+    source = shutil.copytree(images, tmp_path / "images")
+    dataset = imported(source, tmp_path / "data").dataset
+    masks = mask_images(dataset, tmp_path / "masks", dataset.manifest["image_id"].tolist()[:2])
+    imported(source, tmp_path / "data", masks)
+    for mask in masks.iterdir():
+        save_mask(mask, (9, 9))
+    code, out, messages = invoke("import", "ham10000", source, "--out", tmp_path / "data")
+    assert code == 0, messages
+    assert "warning: the lesion masks of the earlier import are dropped" in out and "none of 2 masks" in out
+    assert dk.load_dataset(tmp_path / "data").mask_root is None
+    assert masks_of_dataset(tmp_path / "data") is None and not (tmp_path / "data" / MASKS_TABLE).exists()
+    with pytest.raises(DataError, match="none of 2 masks"):
+        imported(source, tmp_path / "data", masks)
 
 
 def test_masks_outlive_a_cleaning(tmp_path: Path) -> None:
@@ -214,8 +230,8 @@ def test_reports_take_the_masks_of_the_data_set_unasked(masked_run: Path, binary
     written = (masked_run / "heat_maps" / "heat_maps.csv").stat().st_mtime_ns
     update_heat_maps(masked_run, root, device="cpu")
     assert (masked_run / "heat_maps" / "heat_maps.csv").stat().st_mtime_ns == written, "they are of these masks"
-    for mask in (masked_run.parent / "masks").iterdir():
-        save_mask(mask, Image.open(mask).size, radius=0.4)
+    dataset = dk.load_dataset(binary)
+    mask_images(dataset, masked_run.parent / "masks", dataset.manifest["image_id"].tolist(), radius=0.4)
     update_heat_maps(masked_run, root, device="cpu")
     redrawn = pd.read_csv(masked_run / "heat_maps" / "heat_maps.csv")
     assert (redrawn["mask_area"] > table["mask_area"].max()).all(), "they were drawn anew"

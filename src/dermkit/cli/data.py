@@ -95,7 +95,9 @@ def import_command(
     echo(f"{len(outcome.dataset.manifest)} images, {len(outcome.dataset.classes)} classes: {out}")
     for note in outcome.dataset.notes.get("warnings", []):
         level = (
-            "warning" if note["code"] in ("unknown_class", "class_contradiction", "opposite_classes") else "note"
+            "warning"
+            if note["code"] in ("unknown_class", "class_contradiction", "opposite_classes", "unusable_masks")
+            else "note"
         )
         echo(f"{level}: {note['text']} ({note['n']})")
     if outcome.retained:

@@ -19,6 +19,8 @@ from dermkit.images.lesion_masks import LesionMasks, find_mask, read_mask
 from dermkit.threads import cpu_count, ordered_map
 
 MASKS_TABLE = "masks.csv"
+UNUSABLE_MASKS = "unusable_masks"
+"""Code of the warning that the masks of an earlier import were dropped."""
 _MAX_THREADS = 8
 _SHARED = "belongs to several images by its name: name masks as the image's path, CLASS/IMAGE.png"
 
@@ -47,7 +49,7 @@ def with_masks(
     """Return a data set that is imported into a folder with its masks, those given or else those it had there.
 
     The rows of masks.csv are None where that stays as it is: without masks, or where the folder of earlier ones is
-    gone. Raises `UsageError` for masks inside the images of the layout `folder`, which takes every picture for an
+    gone. There are none where no earlier mask can be used any more: these are dropped with a warning. Raises `UsageError` for masks inside the images of the layout `folder`, which takes every picture for an
     image, and as `check_masks`.
     """
     if (
@@ -60,11 +62,27 @@ def with_masks(
             outcome="nothing was imported",
             remedy="move the folder of masks out of it",
         )
+    if masks is not None:
+        return replace(dataset, mask_root=masks), check_masks(dataset, masks, on_progress)
     earlier = str(LOCATION.read_optional(folder).get("masks", ""))
-    root = masks or (Path(earlier) if earlier else None)
-    is_checked = root is not None and (masks is not None or root.is_dir())
-    rows = check_masks(dataset, root, on_progress) if root is not None and is_checked else None
-    return replace(dataset, mask_root=root), rows
+    if not earlier or not Path(earlier).is_dir():
+        return replace(dataset, mask_root=Path(earlier) if earlier else None), None
+    try:
+        rows = check_masks(dataset, Path(earlier), on_progress)
+    except DataError as error:  # nobody named these masks, so they stop no import
+        return _without_masks(dataset, error), []
+    return replace(dataset, mask_root=Path(earlier)), rows
+
+
+def _without_masks(dataset: Dataset, error: DataError) -> Dataset:
+    """Return the data set without masks, and with a warning that says why the earlier ones are dropped."""
+    note = {
+        "code": UNUSABLE_MASKS,
+        "text": f"the lesion masks of the earlier import are dropped: {error.message}; name others with --masks",
+        "n": len(dataset.manifest),
+    }
+    notes = {**dataset.notes, "warnings": [*dataset.notes.get("warnings", []), note]}
+    return replace(dataset, mask_root=None, notes=notes)
 
 
 def check_masks(

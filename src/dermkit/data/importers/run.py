@@ -42,7 +42,7 @@ from dermkit.data.importers.source_record import check_source, is_unpacked_by_us
 from dermkit.data.importers.table_rows import DEFAULT_IMPORT_OPTIONS, TARGET_COLUMNS, ImportOptions
 from dermkit.data.known_datasets import KnownDataset
 from dermkit.data.manifest import DATASET, LOCATION, Dataset, save_dataset
-from dermkit.data.masks import MaskRow, with_masks, write_masks
+from dermkit.data.masks import MASKS_TABLE, MaskRow, with_masks, write_masks
 from dermkit.data.readers import no_readers
 from dermkit.data.rejection_texts import count_reasons
 from dermkit.data.staging import finish_changes, finish_killed_changes, staged_changes
@@ -367,8 +367,10 @@ def _save(
         folder = changes.new_files
         write_rows(folder / "refused.csv", Rejected._fields, map(defused, rejected))
         save_dataset(dataset, folder)
-        if mask_rows is not None:
+        if mask_rows:
             write_masks(mask_rows, folder)
+        elif mask_rows is not None:
+            changes.removed.append(MASKS_TABLE)
         if conflicts:
             write_rows(folder / "conflicts.csv", MetadataConflict._fields, map(defused, conflicts))
         else:
