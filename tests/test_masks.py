@@ -16,8 +16,10 @@ from dermkit.data.manifest import LOCATION, Dataset
 from dermkit.data.masks import MASKS_TABLE, masks_of_dataset
 from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.errors import DataError, UsageError
+from dermkit.explanation.image_masks import ImageMasks
 from dermkit.explanation.run_maps import update_heat_maps
 from dermkit.images.lesion_masks import LesionMasks, read_mask
+from dermkit.prediction.inputs import ImageRef
 from dermkit.progress import Progress
 from dermkit.runs.dataset_masks import masks_of_run
 
@@ -298,3 +300,20 @@ def test_the_command_says_how_many_masks_are_used(images: Path, tmp_path: Path, 
     code, out, messages = invoke("import", "ham10000", images, "--out", tmp_path / "data", "--masks", masks)
     assert code == 0, messages
     assert f"lesion masks: 2 used, 1 refused: {tmp_path / 'data' / MASKS_TABLE}" in out
+
+
+@pytest.mark.parametrize("link", ["the image", "the folder", "a way round"])
+def test_masks_are_taken_for_images_behind_links(tmp_path: Path, link: str) -> None:
+    store, images = tmp_path / "store", tmp_path / "images"
+    store.mkdir()
+    Image.new("RGB", (40, 40)).save(store / "blob.png")
+    (images / "nevus").mkdir(parents=True)
+    (images / "nevus" / "a.png").symlink_to(store / "blob.png")
+    (tmp_path / "linked").symlink_to(images)
+    top = {"the image": images, "the folder": tmp_path / "linked", "a way round": images / ".." / "images"}[link]
+    path = top / "nevus" / "a.png"
+    save_mask(tmp_path / "masks" / "a.png", (40, 40))
+    masks = ImageMasks(LesionMasks(tmp_path / "masks", {"nevus/a": "a.png"}), images)
+    assert masks.mask(ImageRef("a", str(path), "a.png"), (40, 40)) is not None
+    outside = ImageRef("a", str(store / "blob.png"), "a.png")
+    assert masks.mask(outside, (40, 40)) is None

@@ -27,8 +27,13 @@ class ImageMasks:
     def _name(self, image: ImageRef) -> str | None:
         if self.images is None:
             return image.name
-        path, root = Path(image.path).resolve(), self.images.resolve()
-        return path.relative_to(root).as_posix() if path.is_relative_to(root) else None
+        path, root = Path(image.path), self.images
+        # As it was named first: an image below the folder may be a link that leads out of it.
+        places = ((path.absolute(), root.absolute()), (path.parent.resolve() / path.name, root.resolve()))
+        for place, top in (*places, (path.resolve(), root.resolve())):
+            if place.is_relative_to(top) and ".." not in (name := place.relative_to(top)).parts:
+                return name.as_posix()
+        return None
 
     def check_used(self, n_masks: int, example: str) -> None:
         """Raise `DataError` where a folder was given and none of its masks is of an image. example: an image's id."""
