@@ -125,6 +125,7 @@ def test_masks_that_nobody_named_stop_no_import(images: Path, tmp_path: Path, in
     code, out, messages = invoke("import", "ham10000", source, "--out", tmp_path / "data")
     assert code == 0, messages
     assert "warning: the lesion masks of the earlier import are dropped" in out and "none of 2 masks" in out
+    assert str(tmp_path) not in (tmp_path / "data" / "dataset.json").read_text()
     assert dk.load_dataset(tmp_path / "data").mask_root is None
     assert masks_of_dataset(tmp_path / "data") is None and not (tmp_path / "data" / MASKS_TABLE).exists()
     with pytest.raises(DataError, match="none of 2 masks"):
@@ -314,6 +315,6 @@ def test_masks_are_taken_for_images_behind_links(tmp_path: Path, link: str) -> N
     path = top / "nevus" / "a.png"
     save_mask(tmp_path / "masks" / "a.png", (40, 40))
     masks = ImageMasks(LesionMasks(tmp_path / "masks", {"nevus/a": "a.png"}), images)
-    assert masks.mask(ImageRef("a", str(path), "a.png"), (40, 40)) is not None
-    outside = ImageRef("a", str(store / "blob.png"), "a.png")
+    assert masks.mask(ImageRef(name="a.png", image_id="a", path=str(path)), (40, 40)) is not None
+    outside = ImageRef(name="a.png", image_id="a", path=str(store / "blob.png"))
     assert masks.mask(outside, (40, 40)) is None

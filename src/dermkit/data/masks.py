@@ -49,8 +49,9 @@ def with_masks(
     """Return a data set that is imported into a folder with its masks, those given or else those it had there.
 
     The rows of masks.csv are None where that stays as it is: without masks, or where the folder of earlier ones is
-    gone. There are none where no earlier mask can be used any more: these are dropped with a warning. Raises `UsageError` for masks inside the images of the layout `folder`, which takes every picture for an
-    image, and as `check_masks`.
+    gone. There are no rows where no earlier mask can be used any more: these masks are dropped with a warning. Raises
+    `UsageError` for masks inside the images of the layout `folder`, which takes every picture for an image, and as
+    `check_masks` for masks that are given.
     """
     if (
         masks is not None
@@ -70,15 +71,15 @@ def with_masks(
     try:
         rows = check_masks(dataset, Path(earlier), on_progress)
     except DataError as error:  # nobody named these masks, so they stop no import
-        return _without_masks(dataset, error), []
+        return _without_masks(dataset, error.message.removeprefix(f"{Path(earlier)}: ")), []
     return replace(dataset, mask_root=Path(earlier)), rows
 
 
-def _without_masks(dataset: Dataset, error: DataError) -> Dataset:
+def _without_masks(dataset: Dataset, reason: str) -> Dataset:
     """Return the data set without masks, and with a warning that says why the earlier ones are dropped."""
     note = {
         "code": UNUSABLE_MASKS,
-        "text": f"the lesion masks of the earlier import are dropped: {error.message}; name others with --masks",
+        "text": f"the lesion masks of the earlier import are dropped: {reason}; name others with --masks",
         "n": len(dataset.manifest),
     }
     notes = {**dataset.notes, "warnings": [*dataset.notes.get("warnings", []), note]}
