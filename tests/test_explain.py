@@ -16,12 +16,10 @@ from conftest import Cli, Invoke
 from corner_net import SIZE, save_corner_model
 from dermkit.errors import DataError, UntrustedError, UsageError
 from dermkit.explanation import heat_maps
-from dermkit.explanation.deletion import CurveSummary, curve_area
-from dermkit.explanation.map_verdict import judge_maps
+from dermkit.explanation.deletion import curve_area
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.lesion_masks import find_mask, lesion_share
-from dermkit.render.html import template_environment
 from dermkit.runs.layout import VERDICT
 from dermkit.runs.model_verdict import read_model_verdict
 
@@ -155,20 +153,6 @@ def test_no_evidence_leaves_the_picture_as_it_is() -> None:
     blended = blend_map(pixels, heat_map)
     assert (blended[0] != pixels[0]).any()
     np.testing.assert_array_equal(blended[1:], pixels[1:])
-
-
-@pytest.mark.parametrize(
-    ("deletion", "insertion", "mark"),
-    [(0.1, 0.1, '<li class="passed">'), (0.1, -0.1, '<li class="">'), (-0.1, 0.1, '<li class="serious">')],
-)
-def test_the_page_marks_curves_by_what_they_say(deletion: float, insertion: float, mark: str) -> None:
-    summary = CurveSummary(2, deletion, insertion, 1, 1)
-    html = template_environment().get_template("explain.html.j2").render(
-        title="t", lead="l", verdict=None, reasons=(), second_input="", check=None, mask_sentence="",
-        curve_uris=[], summary=summary, map_verdict=judge_maps([], None, summary), remedies=[],
-        open_images=[], more_images=[], n_images=0, gradient="#fff", rejected=[],
-    )  # fmt: skip
-    assert f"{mark}<b>Deletion and insertion</b>" in html
 
 
 def small_mask(folder: Path) -> None:

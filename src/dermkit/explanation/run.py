@@ -375,7 +375,7 @@ def _write_results(
     """Write tables, page and explain.json, the last, and remove pictures of an earlier explanation."""
     check = compare_with_random_nets(cell_maps) if job.has_checks else None
     curves = summarise_curves([one.curves for one in explanations if one.curves is not None])
-    map_verdict = judge_maps(explanations, check, curves)
+    map_verdict = judge_maps(explanations, check)
     write_tables(job.out, explanations, is_raw=is_raw)
     page = write_page(
         job.out, explanations, model=str(job.predictor.card["recipe"].get("name") or "unnamed"),
