@@ -140,8 +140,9 @@ def card_files(card: Mapping[str, Any]) -> dict[str, str]:
 def write_policy(folder: Path, policy: Mapping[str, Any], *, evaluation: Mapping[str, Any] | None = None) -> None:
     """Write a policy into a model folder, and what the test images showed; one that holds both is not touched.
 
-    evaluation: None = no test image was scored: what an earlier evaluation of the same policy showed stays. A model of
-    an older version that holds the policy is touched only to say that a guarantee is broken. Atomic: if interrupted,
+    evaluation: None = no test image was scored: what an earlier evaluation of the same policy showed stays. A model
+    that has none, of an older version or not evaluated yet, gets one only to say that a guarantee is broken; one of
+    format 7 or older that has one gets what its operating points reach. Atomic: if interrupted,
     the folder stays valid, with the old or the new policy, and the next call completes the update. Raises
     `UntrustedError` where a file was changed since it was saved, because new checksums would cover it.
     """

@@ -20,6 +20,7 @@ from dermkit.perturbation.sentences import difference_text, needs_footnote
 from dermkit.render.forest import forest_rows
 from dermkit.render.html import template_environment
 from dermkit.render.sheets import data_uri, jpeg_bytes, thumbnail
+from dermkit.render.titles import lower_first
 from dermkit.runs.layout import COUNTERFACTUALS_PAGE
 
 _PICTURE_SIDE = 240
@@ -103,11 +104,6 @@ def _remedies(result: CounterfactualResult) -> Iterator[str]:
     if not result.mask_counts.get("mask"):
         yield "Name lesion masks, if there are any: without them the place of the lesion is a guess. `--masks FOLDER`."
     yield "Look at real photographs with these artefacts: here they are drawn."
-
-
-def lower_first(title: str) -> str:
-    """Return a title for the middle of a sentence; JPEG keeps its capitals."""
-    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
 
 
 def _figures(change: AnswerChange) -> tuple[Estimate, ...]:

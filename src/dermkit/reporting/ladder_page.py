@@ -7,6 +7,7 @@ from typing import Any
 from dermkit.files import write_text
 from dermkit.metrics.stats.estimate import reliability
 from dermkit.render.forest import forest_rows
+from dermkit.render.titles import lower_first
 from dermkit.reporting.labels import page_templates
 from dermkit.reporting.terminal import figure_lines, wrapped
 from dermkit.runs.documents import saved_content
@@ -70,11 +71,6 @@ def figure_title(row: _Json) -> str:
     return f"{'Sensitivity' if row['metric'] == 'recall' else 'AUROC'}, {row['class']}"
 
 
-def _lower_title(row: _Json) -> str:
-    name = figure_title(row)
-    return name if name.startswith("AUROC") else name[0].lower() + name[1:]
-
-
 def ladder_sentences(ladder: _Json) -> Iterator[str]:
     """Yield what each rung makes of balanced accuracy and accuracy, against the reference."""
     yield from map(difference_sentence, _reference_rows(ladder))
@@ -82,7 +78,7 @@ def ladder_sentences(ladder: _Json) -> Iterator[str]:
 
 def difference_sentence(row: _Json) -> str:
     """Return a difference between two rungs as a sentence. row: of `differences` in ladder.json."""
-    name = _lower_title(row)
+    name = lower_first(figure_title(row))
     if row["value"] is None or not row["ci95"]:
         reason = row.get("reason") or "no interval"
         return f"{name}, split by {row['first']} against {row['second']}: not known ({reason})."
@@ -107,7 +103,9 @@ def _ladder_answer(ladder: _Json) -> dict[str, Any]:
     elif flattering:
         row = flattering[0]
         word, kind = f"{row['value']:+.3f} too good", "bad"
-        about = f"{_lower_title(row)} where the split is by {row['first']} in place of {row['second']}"
+        about = (
+            f"{lower_first(figure_title(row))} where the split is by {row['first']} in place of {row['second']}"
+        )
     else:
         word, kind = "No inflation is shown", "care"
         about = f"by a finer split than by {ladder['reference']}, with {ladder['repeats']} repeats"
