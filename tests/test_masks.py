@@ -120,7 +120,7 @@ def test_masks_that_nobody_named_stop_no_import(images: Path, tmp_path: Path, in
     dataset = imported(source, tmp_path / "data").dataset
     masks = mask_images(dataset, tmp_path / "masks", dataset.manifest["image_id"].tolist()[:2])
     imported(source, tmp_path / "data", masks)
-    for mask in masks.iterdir():
+    for mask in list(masks.rglob("*.png")):
         save_mask(mask, (9, 9))
     code, out, messages = invoke("import", "ham10000", source, "--out", tmp_path / "data")
     assert code == 0, messages
