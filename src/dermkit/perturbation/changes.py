@@ -11,7 +11,14 @@ import numpy as np
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, ratio, sum_by_group
 from dermkit.metrics.stats.bootstrap import BootstrapSamples
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate, with_caveats
-from dermkit.metrics.stats.intervals import N_RESAMPLES, proportion_estimate, too_few
+from dermkit.metrics.stats.intervals import (
+    CONFIDENCE_LEVEL,
+    N_RESAMPLES,
+    clopper_pearson_interval,
+    design_effect,
+    proportion_estimate,
+    too_few,
+)
 from dermkit.metrics.stats.paired_tests import holm_adjust, sign_flip_test
 
 NO_SIDES_REASON = "not applicable: the classes are not both malignant and other"
@@ -185,3 +192,25 @@ def order_worst_first(changes: Sequence[AnswerChange]) -> list[int]:
     """
     sizes = [(change.n_decisions, abs(change.score.value or 0.0)) for change in changes]
     return sorted(range(len(changes)), key=lambda number: sizes[number], reverse=True)
+
+
+def decision_bounds(answers: VariantAnswers, numbers: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """Return variant -> interval of the share of images whose decision changes; 95 % for all `numbers` at once.
+
+    By Bonferroni's correction, so that the largest of them may be picked: exact, at the effective sample size of
+    grouped images. Without an operating point labels count in place of decisions.
+    """
+    level = 1 - (1 - CONFIDENCE_LEVEL) / max(1, len(numbers))
+    values = answers.y_pred if answers.is_positive is None else answers.is_positive
+    return {
+        number: _decision_bound(np.asarray(values[:, number] != values[:, 0]), answers.groups, level)
+        for number in numbers
+    }
+
+
+def _decision_bound(is_changed: Bools, groups: Ints, level: float) -> tuple[float, float]:
+    if len(is_changed) > 1 and len(np.unique(groups)) == 1:
+        return 0.0, 1.0  # one lesion or patient says nothing of others
+    is_independent = len(np.unique(groups)) == len(is_changed)
+    effective_n = len(is_changed) / (1.0 if is_independent else design_effect(is_changed, groups))
+    return clopper_pearson_interval(float(is_changed.mean()) * effective_n, effective_n, level=level)

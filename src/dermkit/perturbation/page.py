@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,25 +12,18 @@ from dermkit.images.preprocess import RgbPixels
 from dermkit.metrics.stats.estimate import Estimate
 from dermkit.perturbation.changes import AnswerChange
 from dermkit.perturbation.curve import curve_svg
+from dermkit.perturbation.first_screen import answer_fields, remedies
 from dermkit.perturbation.plan import BACKGROUND_HIDDEN, LESION_HIDDEN, ORIGINAL_INDEX, PICTURES_FOLDER, STRENGTHS
 from dermkit.perturbation.results import ArtefactResult, CounterfactualResult, most_changed_image
 from dermkit.perturbation.scoring import ChangeSettings, change_image, lesion_of, open_for_changes
 from dermkit.perturbation.sentences import difference_text, needs_footnote
-from dermkit.render.forest import forest_rows
 from dermkit.render.html import template_environment
 from dermkit.render.sheets import data_uri, jpeg_bytes, thumbnail
-from dermkit.render.titles import lower_first
 from dermkit.runs.layout import COUNTERFACTUALS_PAGE
 
 _PICTURE_SIDE = 240
 _N_UNFOLDED = 3
 """Artefacts that are shown in full at once; the others are folded."""
-
-
-_N_IN_ANSWER = 5
-"""Artefacts on the first screen."""
-_SERIOUS_SHARE = 0.05
-"""Where clearly more decisions than this change by an artefact alone, the box is red. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +51,10 @@ def write_counterfactuals_page(
     """Write counterfactuals.html and the pictures and curves on it; returns the page's path."""
     largest = max((_reach(change) for one in result.artefacts for change in one.changes), default=0.0)
     shown = [_show(out, result, settings, one, max(largest, 0.05)) for one in result.artefacts]
-    answer = _answer(result)
+    answer = answer_fields(result)
     html = template_environment().get_template("counterfactuals.html.j2").render(
         title="What moves the answers", model=model, result=result, wording=result.wording,
-        answer=answer, remedies=list(_remedies(result)),
+        answer=answer, remedies=list(remedies(result)),
         artefacts=[(one, _table_row(one.result, largest)) for one in shown], n_unfolded=_N_UNFOLDED,
         hidden=list(_show_hidden(out, result, settings)), all_rows=list(_all_rows(result)),
         has_footnote=any(needs_footnote(figure) for one in result.artefacts for figure in _figures(one.strongest)),
@@ -70,40 +62,6 @@ def write_counterfactuals_page(
     )  # fmt: skip
     write_text(out / COUNTERFACTUALS_PAGE, html)
     return out / COUNTERFACTUALS_PAGE
-
-
-def _answer(result: CounterfactualResult) -> dict[str, Any]:
-    """Return the word on the answers, its kind, and a forest plot of the artefacts that turn most decisions round."""
-    what = "decisions" if result.wording.point else "labels"
-    items = [(one.artefact.title, one.strongest.decisions.as_dict()) for one in result.artefacts[:_N_IN_ANSWER]]
-    items += [(one.title, one.change.decisions.as_dict()) for one in result.hidden]
-    worst = result.artefacts[0].strongest if result.artefacts else None
-    if worst is None or not worst.n_decisions:
-        word, about, kind = f"No artefact changes {what}", f"on these {result.wording.n_images:,} images", "good"
-    else:
-        word = f"{worst.n_decisions} of {worst.decisions.n:,} {what} change"
-        about = f"by an artefact alone: {lower_first(result.artefacts[0].artefact.title)}"
-        kind = "bad" if (worst.decisions.ci95 or (0.0, 0.0))[0] > _SERIOUS_SHARE else "care"
-    return {
-        "word": word, "about": about, "kind": kind, "what": what, "rows": forest_rows(items, low=0.0, high=1.0),
-        "sentences": [result.artefacts[0].sentence] if result.artefacts else [],
-    }  # fmt: skip
-
-
-def _remedies(result: CounterfactualResult) -> Iterator[str]:
-    """Yield what to do next, in plain words."""
-    strong = [
-        one.artefact.title for one in result.artefacts[:3] if one.strongest.n_decisions and one.strongest.is_shown
-    ]
-    if strong:
-        names = ", ".join(map(lower_first, strong))
-        yield f"Keep the model from images with these, or train on such images too (docs/augmentation.md): {names}."
-    for one in result.hidden:
-        if one.name == LESION_HIDDEN and one.measure == "AUROC" and (one.remaining.ci95 or (0.0, 0.0))[0] > 0.5:
-            yield "Find what gives the class away beside the lesion: `dermkit audit DATASET`."
-    if not result.mask_counts.get("mask"):
-        yield "Name lesion masks, if there are any: without them the place of the lesion is a guess. `--masks FOLDER`."
-    yield "Look at real photographs with these artefacts: here they are drawn."
 
 
 def _figures(change: AnswerChange) -> tuple[Estimate, ...]:

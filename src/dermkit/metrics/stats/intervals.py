@@ -68,14 +68,16 @@ def _score_interval(fraction: float, n: float) -> tuple[float, float]:
     return (0.0 if fraction == 0 else center - half_width, 1.0 if fraction == 1 else center + half_width)
 
 
-def clopper_pearson_interval(successes: float, n: float) -> tuple[float, float]:
-    """Return the exact interval of a proportion, whose coverage is at least 95 %; counts need not be integers.
+def clopper_pearson_interval(
+    successes: float, n: float, *, level: float = CONFIDENCE_LEVEL
+) -> tuple[float, float]:
+    """Return the exact interval of a proportion, whose coverage is at least `level`; counts need not be integers.
 
     Raises `ValueError` unless 0 <= successes <= n and n > 0.
     """
     if n <= 0 or not 0 <= successes <= n:
         raise ValueError(f"a proportion needs 0 <= successes <= n and n > 0, not {successes} of {n}")
-    tail = (1 - CONFIDENCE_LEVEL) / 2
+    tail = (1 - level) / 2
     low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
     high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1 - tail))
     return low, high
