@@ -282,6 +282,19 @@ def test_a_classifier_takes_fewer_views_where_all_of_them_are_too_many() -> None
     assert "all take part" not in choice.would_change
 
 
+def test_features_without_augmentation_are_there_where_they_are_those_of_validation_in_float32() -> None:
+    slow = net()
+    fast = replace(slow, speed=replace(slow.speed, bfloat16_forward=600.0))
+    # By hand: 5 folds, each 4 s, an epoch, 400 images with eight views, and twice .4 s times the square of 4.
+    by_hand = 5 * (4.0 + 1600 / 20_000 + 400 * 8 / 300 + 2 * 0.4 * 4**2)
+    for one, features in ((slow, 0.0), (fast, 2000 / 600 + 2000 / 300)):
+        plan = plan_of(BALANCED, one, seconds=3600.0, fits=[FitTime("svm", 400, 0.4)])
+        (svm,) = (candidate for candidate in plan.candidates if candidate.recipe.model.classifier)
+        assert svm.recipe.phases[0].views == 0 and plan.candidates[0].recipe.phases[0].views > 0
+        assert svm.recipe.compute.precision == ("bfloat16" if features else "float32")
+        assert svm.seconds == pytest.approx(by_hand + features)
+
+
 def test_a_fit_that_may_take_more_than_a_twentieth_of_the_time_does_not_take_part_and_the_plan_says_so() -> None:
     profile = profile_of({"nevus": 20_000, "melanoma": 20_000})
     for plan in (

@@ -279,7 +279,9 @@ def _draft(
         bound = fit.bound(n_rows)
         recipe = _classifier_recipe(first.recipe, fit.kind, views)
         # An image without augmentation was computed where it is validated: with one fold, some images alone.
-        has_features = views == first_views or drafts.n_trained_folds > 1
+        # It is float32 there, as in prediction.
+        is_validated = drafts.n_trained_folds > 1 and recipe.compute.precision == "float32"
+        has_features = views == first_views or is_validated
         seconds = drafts.seconds(recipe, net.speed.frozen, has_features=has_features)
         seconds += drafts.n_trained_folds * bound
         if n_rows <= MOST_ROWS and bound <= longest and seconds <= budget:
