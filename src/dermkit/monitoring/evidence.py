@@ -23,6 +23,9 @@ ODDS_RATIOS = (0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
 """Changes of the odds of an event that are bet on."""
 HIGHER_ODDS_RATIOS = (1.4, 2.0, 4.0)
 """The same, where the reference says only how frequent the event is at most."""
+RANK_SHARES = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99)
+"""Shares of the highest ranks that are bet to come more or less often. Fixed: ranks are uniform given earlier ranks, but
+not given how many of the earlier values were events."""
 
 
 def number_bets(scores: Floats) -> Floats:
@@ -33,13 +36,20 @@ def number_bets(scores: Floats) -> Floats:
     return np.concatenate([of_shifts, of_spreads], axis=1)
 
 
-def event_bets(scores: Floats, shares: Floats, odds_ratios: tuple[float, ...]) -> Floats:
-    """Return the log of what each bet pays on the ranks of events, (N, K).
+def event_bets(scores: Floats, odds_ratios: tuple[float, ...]) -> Floats:
+    """Return the log of what each bet pays on the ranks of events, (N, K times the number of `RANK_SHARES`).
 
-    scores: (N,) standard normal scores of 0 and 1. shares: (N,) of events before each. A rank is bet to be among the
-    highest `shares`, where those of events are, with other odds.
+    scores: (N,) standard normal scores of 0 and 1. A rank is bet to be among the highest of each share, where those of
+    events are, with other odds.
     """
-    return event_gains(np.asarray(ndtr(-scores) <= shares, dtype=bool), shares, odds_ratios)
+    is_among = np.asarray(ndtr(-scores)[:, None] <= np.array(RANK_SHARES), dtype=bool)
+    return np.concatenate(
+        [
+            event_gains(is_among[:, number], np.full(len(scores), share), odds_ratios)
+            for number, share in enumerate(RANK_SHARES)
+        ],
+        axis=1,
+    )
 
 
 def event_gains(is_event: Bools, shares: Floats, odds_ratios: tuple[float, ...]) -> Floats:
@@ -62,7 +72,7 @@ def cash_after(n_rows: Ints) -> Floats:
 class EvidencePath:
     """What the capital was after each of N values.
 
-    log_capital: (N,) natural log. bets: (N,) number of the bet that gained most since its best start. starts: (N,) the
+    log_capital: (N,) natural log. bets: (N,) number of the gain that grew most since its best start. starts: (N,) the
     time of the value with which that gain began.
     """
 
@@ -74,17 +84,19 @@ class EvidencePath:
 class Evidence:
     """The capital of one statistic."""
 
-    def __init__(self, n_bets: int) -> None:
+    def __init__(self, n_bets: int, n_gains: int | None = None) -> None:
+        """n_gains: number of gains by which the begin of a change is found; None = `n_bets`."""
         self.n = 0
         self._log_capitals = np.full(n_bets, -np.inf)
-        self._totals = np.zeros(n_bets)
-        self._lowest = np.zeros(n_bets)
-        self._starts = np.full(n_bets, np.nan)
+        n_gains = n_bets if n_gains is None else n_gains
+        self._totals = np.zeros(n_gains)
+        self._lowest = np.zeros(n_gains)
+        self._starts = np.full(n_gains, np.nan)
 
     def update(self, log_payments: Floats, times: Floats, gains: Floats | None = None) -> EvidencePath:
         """Take what the bets pay on the next values, (N, K), and the times of these, (N,) in seconds.
 
-        gains: (N, K) by which the begin of a change is found; None = the payments.
+        gains: (N, number of gains) by which the begin of a change is found; None = the payments.
         """
         n, n_bets = log_payments.shape
         if not n:

@@ -13,6 +13,7 @@ from dermkit.monitoring.checks import Statistic
 from dermkit.monitoring.evidence import (
     HIGHER_ODDS_RATIOS,
     ODDS_RATIOS,
+    RANK_SHARES,
     SHIFTS,
     SPREADS,
     Evidence,
@@ -53,7 +54,9 @@ class Watch:
     latest: float = 0.0
 
     def __post_init__(self) -> None:
-        self.evidence = Evidence(len(self.odds_ratios) if self.statistic.is_event else len(SHIFTS) + len(SPREADS))
+        n = len(self.odds_ratios)
+        is_event = self.statistic.is_event
+        self.evidence = Evidence(n * len(RANK_SHARES), n) if is_event else Evidence(len(SHIFTS) + len(SPREADS))
 
     @property
     def odds_ratios(self) -> tuple[float, ...]:
@@ -98,7 +101,7 @@ class Watch:
             return self.evidence.update(number_bets(self.ranks.scores(positions, uniforms)), times)
         is_event = np.asarray(numbers > 0.5, dtype=bool)
         shares = self.ranks.shares_before(is_event)
-        payments = event_bets(self.ranks.scores(positions, uniforms), shares, self.odds_ratios)
+        payments = event_bets(self.ranks.scores(positions, uniforms), self.odds_ratios)
         return self.evidence.update(payments, times, event_gains(is_event, shares, self.odds_ratios))
 
 
