@@ -1,5 +1,6 @@
 """Evidence, ranks and checks of monitoring on simulated deployments: false alarms, planted drift, delays."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.monitoring.alerts import direction_of
 from dermkit.monitoring.checks import MONITOR_CHECKS, OTHER, Statistic, statistics_of
-from dermkit.monitoring.drift import CheckState
+from dermkit.monitoring.drift import CheckState, start_checks
 from dermkit.monitoring.evidence import (
+    LOG_ODDS_SHIFTS,
     ODDS_RATIOS,
     RANK_SHARES,
     SHIFTS,
@@ -24,15 +26,16 @@ from dermkit.monitoring.evidence import (
     event_bets,
     mean_capital,
     number_bets,
+    outcome_bets,
 )
 from dermkit.monitoring.model_reference import effective_count
 from dermkit.monitoring.performance import observed_over_expected
 from dermkit.monitoring.periods import names_of_periods
 from dermkit.monitoring.ranks import ValueRanks, uniforms_of
 from dermkit.monitoring.units import RepeatFilter
-from dermkit.monitoring.values import ValueSums
+from dermkit.monitoring.values import TEXT_FIELDS, ValueSums, mean_or_share_text
 from dermkit.monitoring.watch import Watch, WatchedRows
-from monitoring_tools import START, Change, followed, simulate, text_counts
+from monitoring_tools import POINT, REFERENCE, START, Change, followed, simulate, text_counts
 
 DAY = 86400.0
 
@@ -181,6 +184,37 @@ def test_a_one_sided_reference_says_nothing_of_fewer() -> None:
     fewer.update(np.zeros(400), batch(400))
     _, path = more.update((np.arange(400) % 2 == 0) * 1.0, batch(400))
     assert fewer.latest < 0 and path.log_capital.max() > np.log(220)
+
+
+def outcome_watch(probabilities: Floats, true_log_odds_error: float, seed: int) -> Watch:
+    """Return the calibration of 300 images at P 0.05, as `start_checks` has it, and then of these, (N,)."""
+    generator = np.random.default_rng(seed)
+    checks = start_checks(
+        REFERENCE, POINT, {name: Counter() for name in TEXT_FIELDS}, limit=5.4, date="2026-01-01"
+    )
+    (watch,) = checks["calibration"].watches
+    first = np.full(300, 0.05)
+    true = 1 / (1 + np.exp(-(np.log(probabilities / (1 - probabilities)) + true_log_odds_error)))
+    watch.add_reference((generator.random(300) < first) - first)
+    watch.update((generator.random(len(true)) < true) - probabilities, batch(len(true)))
+    return watch
+
+
+def test_other_probabilities_that_are_right_are_no_alarm_of_calibration() -> None:
+    assert max(outcome_watch(np.full(400, 0.5), 0.0, seed).latest for seed in range(5)) < np.log(20)
+
+
+def test_probabilities_that_are_too_low_are_an_alarm_of_calibration() -> None:
+    watch = outcome_watch(np.full(300, 0.2), 1.4, 0)
+    assert watch.latest > np.log(220) and not watch.reason
+    assert mean_or_share_text(watch.reference_estimate, is_event=False) == "0 (by definition)"
+
+
+def test_no_bet_on_right_probabilities_makes_money() -> None:
+    probabilities = np.array([0.0, 1e-9, 0.05, 0.5, 0.999, 1.0])
+    malignant, other = np.exp(outcome_bets(1 - probabilities)), np.exp(outcome_bets(-probabilities))
+    mean_payments = probabilities[:, None] * malignant + (1 - probabilities[:, None]) * other
+    assert mean_payments == pytest.approx(np.ones((6, len(LOG_ODDS_SHIFTS))))
 
 
 def test_a_statistic_without_enough_reference_raises_nothing() -> None:

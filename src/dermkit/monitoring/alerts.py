@@ -13,7 +13,7 @@ from dermkit.metrics.stats.estimate import Estimate
 from dermkit.metrics.stats.intervals import Z, difference_interval
 from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS, Statistic
 from dermkit.monitoring.drift import Crossing
-from dermkit.monitoring.evidence import SHIFTS, SPREADS
+from dermkit.monitoring.evidence import LOG_ODDS_SHIFTS, SHIFTS, SPREADS
 from dermkit.monitoring.periods import day_of, minute_of
 from dermkit.monitoring.units import UnitReader
 from dermkit.monitoring.values import UnitChunk, ValueSums, known, mean_or_share_text
@@ -85,11 +85,12 @@ class Alarm:
         (check,) = (one for one in MONITOR_CHECKS if one.name == self.crossing.check)
         return {
             "check": check.name, "title": check.title, "statistic": statistic.title, "direction": self.direction,
+            "is_event": statistic.is_event,
             "raised": minute_of(self.crossing.time), "since": minute_of(self.crossing.since),
             "n_units_until_raised": self.crossing.n,
-            "reference": watch.reference.estimate(is_event=statistic.is_event).as_dict(),
+            "reference": watch.reference_estimate.as_dict(),
             "since_then": self.sums.estimate(is_event=statistic.is_event).as_dict(),
-            "difference": difference_of(self.sums, watch.reference, is_event=statistic.is_event).as_dict(),
+            "difference": difference_of(self.sums, watch).as_dict(),
             "sentence": self._sentence(watch), "action": check.action,
             "images": [
                 {"row_id": one.row_id, "pixel_sha256": one.pixel_sha256, "time": minute_of(one.time),
@@ -101,9 +102,7 @@ class Alarm:
     def _sentence(self, watch: Watch) -> str:
         statistic = self.statistic
         text = mean_or_share_text(self.sums.estimate(is_event=statistic.is_event), is_event=statistic.is_event)
-        before = mean_or_share_text(
-            watch.reference.estimate(is_event=statistic.is_event), is_event=statistic.is_event
-        )
+        before = mean_or_share_text(watch.reference_estimate, is_event=statistic.is_event)
         title = statistic.title[0].upper() + statistic.title[1:]
         spread = f"; standard deviation {self.sums.sd:.3g} against {watch.reference.sd:.3g}"
         return (
@@ -112,19 +111,23 @@ class Alarm:
         )
 
 
-def difference_of(later: ValueSums, reference: ValueSums, *, is_event: bool) -> Estimate:
-    """Return how much higher the later values are, with a 95 % interval.
+def difference_of(later: ValueSums, watch: Watch) -> Estimate:
+    """Return how much higher the later values are than the reference, with a 95 % interval.
 
     The rows were chosen because they differ, so the interval lies a little too far from 0.
     """
-    first, second = later.estimate(is_event=is_event), reference.estimate(is_event=is_event)
-    if first.value is None or second.value is None or first.ci95 is None or second.ci95 is None:
+    is_event = watch.statistic.is_event
+    first, second = later.estimate(is_event=is_event), watch.reference_estimate
+    if first.value is None or second.value is None or first.ci95 is None:
         return Estimate(None, None, later.n, "none", "too few units")
+    difference = first.value - second.value
+    if second.ci95 is None:
+        low, high = (bound - second.value for bound in first.ci95)
+        return Estimate(difference, (low, high), later.n, first.method)
     if is_event:
         bounds = difference_interval((first.value, first.ci95), (second.value, second.ci95))
-        return Estimate(first.value - second.value, bounds, later.n, "newcombe")
-    half_width = Z * math.sqrt(later.sd**2 / later.n + reference.sd**2 / reference.n)
-    difference = first.value - second.value
+        return Estimate(difference, bounds, later.n, "newcombe")
+    half_width = Z * math.sqrt(later.sd**2 / later.n + watch.reference.sd**2 / watch.reference.n)
     return Estimate(difference, (difference - half_width, difference + half_width), later.n, "normal")
 
 
@@ -132,6 +135,8 @@ def direction_of(crossing: Crossing) -> str:
     """Return what the bet that gained most says of the statistic."""
     if crossing.watch.statistic.is_event:
         return HIGHER if crossing.watch.odds_ratios[crossing.bet] > 1 else LOWER
+    if crossing.watch.statistic.is_residual:
+        return HIGHER if LOG_ODDS_SHIFTS[crossing.bet] > 0 else LOWER
     if crossing.bet < len(SHIFTS):
         return HIGHER if SHIFTS[crossing.bet] > 0 else LOWER
     return WIDER if SPREADS[crossing.bet - len(SHIFTS)] > 1 else NARROWER

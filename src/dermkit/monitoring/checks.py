@@ -141,6 +141,11 @@ class Statistic:
         return self.value is not None or COLUMNS[self.column].is_event
 
     @property
+    def is_residual(self) -> bool:
+        """Return whether its values are outcomes less their probabilities, which need no reference."""
+        return self.column == "residual"
+
+    @property
     def unit(self) -> str:
         """Return the unit of its values, "" for none."""
         return "" if self.value is not None else COLUMNS[self.column].unit

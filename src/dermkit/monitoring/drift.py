@@ -26,6 +26,7 @@ from dermkit.monitoring.watch import Watch, WatchedRows
 LOG_REFERENCE = "rows of the log before {date}"
 TEST_REFERENCE = "test images of the model, at {point}"
 VALIDATION_REFERENCE = "validation lesions of the model"
+PROBABILITY_REFERENCE = "the P(malignant) of each image itself"
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def start_checks(
 
 def _watches_of(statistic: Statistic, model: MonitoredModel, operating_point: str, date: str) -> Iterator[Watch]:
     rate = model.test_rates.get(operating_point, {}).get(statistic.column)
-    if rate is not None:
+    if statistic.is_residual:
+        yield Watch(statistic, PROBABILITY_REFERENCE)
+    elif rate is not None:
         watch = Watch(statistic, TEST_REFERENCE.format(point=operating_point))
         watch.add_counts(round(rate.value * rate.n_effective), rate.n_effective)
         yield watch

@@ -24,8 +24,11 @@ ODDS_RATIOS = (0.25, 0.5, 0.7, 1.4, 2.0, 4.0)
 HIGHER_ODDS_RATIOS = (1.4, 2.0, 4.0)
 """The same, where the reference says only how frequent the event is at most."""
 RANK_SHARES = (0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99)
-"""Shares of the highest ranks that are bet to come more or less often. Fixed: ranks are uniform given earlier ranks, but
-not given how many of the earlier values were events."""
+"""Shares of the highest ranks that are bet to come more or less often. Fixed: ranks are uniform given earlier ranks,
+but not given how many of the earlier values were events."""
+
+LOG_ODDS_SHIFTS = (-1.4, -0.7, -0.35, 0.35, 0.7, 1.4)
+"""Errors of the log odds of P(malignant) that are bet on, true less stated."""
 
 
 def number_bets(scores: Floats) -> Floats:
@@ -61,6 +64,19 @@ def event_gains(is_event: Bools, shares: Floats, odds_ratios: tuple[float, ...])
     bet_shares = odds / (1 + odds)
     gained, lost = np.log(bet_shares / shares[:, None]), np.log((1 - bet_shares) / (1 - shares[:, None]))
     return np.asarray(np.where(is_event[:, None], gained, lost), dtype=np.float64)
+
+
+def outcome_bets(residuals: Floats) -> Floats:
+    """Return the log of what each bet pays on outcomes given their own P(malignant), (N, K).
+
+    residuals: (N,) observed (0 or 1) less P(malignant), p. A bet pays q / p for a malignant image and (1 - q) / (1 - p)
+    for another, where the log odds of q are those of p with an error of `LOG_ODDS_SHIFTS` added. A residual of 0 is an
+    outcome that p was sure of, and pays 1.
+    """
+    is_malignant = residuals[:, None] > 0
+    probabilities = np.where(is_malignant, 1 - residuals[:, None], -residuals[:, None])
+    shifts = np.array(LOG_ODDS_SHIFTS)
+    return np.asarray(is_malignant * shifts - np.log1p(probabilities * np.expm1(shifts)), dtype=np.float64)
 
 
 def cash_after(n_rows: Ints) -> Floats:

@@ -40,7 +40,7 @@ def _statistic_as_dict(watch: Watch) -> dict[str, Any]:
         "title": statistic.title, "column": statistic.column, "value": statistic.value, "unit": statistic.unit,
         "group": None if statistic.group is None else list(statistic.group), "is_event": statistic.is_event,
         "source": watch.source, "reason": watch.reason, "evidence": capital_of(watch.latest),
-        "reference": watch.reference.estimate(is_event=statistic.is_event).as_dict(),
+        "reference": watch.reference_estimate.as_dict(),
         "reference_sd": watch.reference.sd,
         "periods": {
             name: sums.estimate(is_event=statistic.is_event).as_dict() for name, sums in sorted(watch.periods.items())

@@ -72,7 +72,7 @@ def _chart(statistic: _Json) -> dict[str, str]:
 
 
 def _alarm_view(alarm: _Json) -> dict[str, Any]:
-    is_event = alarm["difference"]["method"] == "newcombe"
+    is_event = alarm["is_event"]
     return {
         **alarm, "images": alarm["images"][:MAX_ROWS_SHOWN], "n_images": len(alarm["images"]),
         "difference_text": _difference_text(alarm["difference"], is_event=is_event),

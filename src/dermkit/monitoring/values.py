@@ -13,6 +13,8 @@ from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.metrics.stats.estimate import NO_METHOD, Estimate
 from dermkit.metrics.stats.intervals import Z, proportion_interval
 
+FIXED = "fixed"
+"""Method of a figure that is no estimate: a limit, or what holds by definition, as its reason says."""
 TEXT_FIELDS = ("site", "device", "age_group", "predicted")
 STATISTICS = ("mean_red", "mean_green", "mean_blue", "sd_red", "sd_green", "sd_blue", "sharpness")
 NUMBER_FIELDS = (
@@ -86,6 +88,8 @@ def mean_or_share_text(estimate: Estimate, *, is_event: bool) -> str:
     interval = (
         "" if estimate.ci95 is None else " [{}, {}]".format(*(f"{factor * one:{digits}}" for one in estimate.ci95))
     )
+    if estimate.method == FIXED:
+        return f"{factor * estimate.value:{digits}}{sign} ({estimate.reason})"
     return f"{factor * estimate.value:{digits}}{sign}{interval} (n = {estimate.n:,})"
 
 

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.metrics.stats.estimate import Estimate
 from dermkit.monitoring.checks import Statistic
 from dermkit.monitoring.evidence import (
     HIGHER_ODDS_RATIOS,
+    LOG_ODDS_SHIFTS,
     ODDS_RATIOS,
     RANK_SHARES,
     SHIFTS,
@@ -21,9 +23,10 @@ from dermkit.monitoring.evidence import (
     event_bets,
     event_gains,
     number_bets,
+    outcome_bets,
 )
 from dermkit.monitoring.ranks import ValueRanks, uniforms_of
-from dermkit.monitoring.values import ValueSums, known
+from dermkit.monitoring.values import FIXED, ValueSums, known
 
 MIN_REFERENCE_UNITS = 30
 MIN_MONITORED_UNITS = 10
@@ -55,8 +58,11 @@ class Watch:
 
     def __post_init__(self) -> None:
         n = len(self.odds_ratios)
-        is_event = self.statistic.is_event
-        self.evidence = Evidence(n * len(RANK_SHARES), n) if is_event else Evidence(len(SHIFTS) + len(SPREADS))
+        if self.statistic.is_event:
+            self.evidence = Evidence(n * len(RANK_SHARES), n)
+        else:
+            n_bets = len(LOG_ODDS_SHIFTS) if self.statistic.is_residual else len(SHIFTS) + len(SPREADS)
+            self.evidence = Evidence(n_bets)
 
     @property
     def odds_ratios(self) -> tuple[float, ...]:
@@ -64,9 +70,16 @@ class Watch:
         return HIGHER_ODDS_RATIOS if self.statistic.is_one_sided else ODDS_RATIOS
 
     @property
+    def reference_estimate(self) -> Estimate:
+        """Return the figure that it is compared with, for people."""
+        if self.statistic.is_residual:
+            return Estimate(0.0, None, 0, FIXED, "by definition")
+        return self.reference.estimate(is_event=self.statistic.is_event)
+
+    @property
     def reason(self) -> str:
         """Return why it cannot be watched, "" where it can."""
-        if self.reference.n < MIN_REFERENCE_UNITS:
+        if not self.statistic.is_residual and self.reference.n < MIN_REFERENCE_UNITS:
             return f"the reference has {self.reference.n} units, {MIN_REFERENCE_UNITS} needed"
         return ""
 
@@ -96,6 +109,8 @@ class Watch:
         return mask, path
 
     def _evidence_path(self, numbers: Floats, uniforms: Floats, times: Floats) -> EvidencePath:
+        if self.statistic.is_residual:
+            return self.evidence.update(outcome_bets(numbers), times)
         positions = _inside(self.statistic.positions(numbers))
         if not self.statistic.is_event:
             return self.evidence.update(number_bets(self.ranks.scores(positions, uniforms)), times)
