@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.monitoring.alerts import direction_of
 from dermkit.monitoring.checks import MONITOR_CHECKS, OTHER, Statistic, statistics_of
-from dermkit.monitoring.drift import CheckState, start_checks
+from dermkit.monitoring.drift import LOG_REFERENCE, CheckState, start_checks
 from dermkit.monitoring.evidence import (
     LOG_ODDS_SHIFTS,
     ODDS_RATIOS,
@@ -32,6 +33,7 @@ from dermkit.monitoring.model_reference import effective_count
 from dermkit.monitoring.performance import observed_over_expected
 from dermkit.monitoring.periods import names_of_periods
 from dermkit.monitoring.ranks import ValueRanks, uniforms_of
+from dermkit.monitoring.reference import KnownRate
 from dermkit.monitoring.units import RepeatFilter
 from dermkit.monitoring.values import TEXT_FIELDS, ValueSums, mean_or_share_text
 from dermkit.monitoring.watch import Watch, WatchedRows
@@ -215,6 +217,20 @@ def test_no_bet_on_right_probabilities_makes_money() -> None:
     malignant, other = np.exp(outcome_bets(1 - probabilities)), np.exp(outcome_bets(-probabilities))
     mean_payments = probabilities[:, None] * malignant + (1 - probabilities[:, None]) * other
     assert mean_payments == pytest.approx(np.ones((6, len(LOG_ODDS_SHIFTS))))
+
+
+def sensitivity_watch(rate: KnownRate, date: str) -> Watch:
+    model = replace(REFERENCE, test_rates={POINT: {"sensitivity": rate}})
+    counts: dict[str, Counter[str]] = {name: Counter() for name in TEXT_FIELDS}
+    (watch,) = start_checks(model, POINT, counts, limit=5.4, date=date)["sensitivity"].watches
+    return watch
+
+
+def test_a_test_figure_that_is_worth_few_images_gives_way_to_rows_of_the_log() -> None:
+    few, enough = KnownRate(0.9, 60, 29), KnownRate(0.9, 60, 30)
+    assert sensitivity_watch(few, "2026-01-01").source == LOG_REFERENCE.format(date="2026-01-01")
+    assert sensitivity_watch(enough, "2026-01-01").source.startswith("test images")
+    assert "29 units, 30 needed" in sensitivity_watch(few, "").reason
 
 
 def test_a_statistic_without_enough_reference_raises_nothing() -> None:

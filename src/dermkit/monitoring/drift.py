@@ -21,7 +21,7 @@ from dermkit.monitoring.periods import names_of_periods
 from dermkit.monitoring.reference import MonitoredModel
 from dermkit.monitoring.units import UnitReader
 from dermkit.monitoring.values import TEXT_FIELDS
-from dermkit.monitoring.watch import Watch, WatchedRows
+from dermkit.monitoring.watch import MIN_REFERENCE_UNITS, Watch, WatchedRows
 
 LOG_REFERENCE = "rows of the log before {date}"
 TEST_REFERENCE = "test images of the model, at {point}"
@@ -118,7 +118,7 @@ def _watches_of(statistic: Statistic, model: MonitoredModel, operating_point: st
     rate = model.test_rates.get(operating_point, {}).get(statistic.column)
     if statistic.is_residual:
         yield Watch(statistic, PROBABILITY_REFERENCE)
-    elif rate is not None:
+    elif rate is not None and (rate.n_effective >= MIN_REFERENCE_UNITS or not date):
         watch = Watch(statistic, TEST_REFERENCE.format(point=operating_point))
         watch.add_counts(round(rate.value * rate.n_effective), rate.n_effective)
         yield watch
