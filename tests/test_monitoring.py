@@ -12,7 +12,7 @@ from scipy.stats import binom
 
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.intervals import proportion_interval
-from dermkit.monitoring.alerts import direction_of
+from dermkit.monitoring.alerts import difference_of, direction_of
 from dermkit.monitoring.checks import MONITOR_CHECKS, OTHER, Statistic, statistics_of
 from dermkit.monitoring.drift import LOG_REFERENCE, CheckState, start_checks
 from dermkit.monitoring.evidence import (
@@ -231,6 +231,23 @@ def test_a_test_figure_that_is_worth_few_images_gives_way_to_rows_of_the_log() -
     assert sensitivity_watch(few, "2026-01-01").source == LOG_REFERENCE.format(date="2026-01-01")
     assert sensitivity_watch(enough, "2026-01-01").source.startswith("test images")
     assert "29 units, 30 needed" in sensitivity_watch(few, "").reason
+
+
+def test_the_reference_is_shown_as_the_model_card_has_it() -> None:
+    watch = sensitivity_watch(KnownRate(0.87, 100, 33, (0.74, 0.95)), "")
+    shown = mean_or_share_text(watch.reference_estimate, is_event=True)
+    assert shown == "87.0 % [74.0, 95.0] (n = 100)" and watch.reference.n == 33
+
+
+def test_a_limit_by_design_is_shown_as_one() -> None:
+    model, counts = replace(REFERENCE, n_validation_groups=200), {name: Counter[str]() for name in TEXT_FIELDS}
+    checks = start_checks(model, "", counts, limit=5.4, date="")
+    (watch,) = (one for one in checks["distance"].watches if one.statistic.column == "outside")
+    shown = mean_or_share_text(watch.reference_estimate, is_event=True)
+    assert shown == "5.0 % (limit by design, on 200 validation lesions)"
+    later = ValueSums(40, 10.0, 10.0)
+    difference = difference_of(later, watch)
+    assert difference.value == pytest.approx(0.2) and difference.ci95 is not None and difference.ci95[0] > 0.05
 
 
 def test_a_statistic_without_enough_reference_raises_nothing() -> None:

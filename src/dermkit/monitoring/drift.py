@@ -14,13 +14,14 @@ import numpy as np
 
 from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE
 from dermkit.metrics.stats.arrays import Bools, Floats
+from dermkit.metrics.stats.estimate import Estimate
 from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS, Statistic, statistics_of
 from dermkit.monitoring.evidence import EvidencePath, mean_capital
 from dermkit.monitoring.performance import OutcomeTable
 from dermkit.monitoring.periods import names_of_periods
 from dermkit.monitoring.reference import MonitoredModel
 from dermkit.monitoring.units import UnitReader
-from dermkit.monitoring.values import TEXT_FIELDS
+from dermkit.monitoring.values import FIXED, TEXT_FIELDS
 from dermkit.monitoring.watch import MIN_REFERENCE_UNITS, Watch, WatchedRows
 
 LOG_REFERENCE = "rows of the log before {date}"
@@ -117,16 +118,19 @@ def start_checks(
 def _watches_of(statistic: Statistic, model: MonitoredModel, operating_point: str, date: str) -> Iterator[Watch]:
     rate = model.test_rates.get(operating_point, {}).get(statistic.column)
     if statistic.is_residual:
-        yield Watch(statistic, PROBABILITY_REFERENCE)
+        figure = Estimate(0.0, None, 0, FIXED, "by definition")
+        yield Watch(statistic, PROBABILITY_REFERENCE, figure=figure)
     elif rate is not None and (rate.n_effective >= MIN_REFERENCE_UNITS or not date):
-        watch = Watch(statistic, TEST_REFERENCE.format(point=operating_point))
+        figure = Estimate(rate.value, rate.ci95, rate.n, "model.json")
+        watch = Watch(statistic, TEST_REFERENCE.format(point=operating_point), figure=figure)
         watch.add_counts(round(rate.value * rate.n_effective), rate.n_effective)
         yield watch
     elif date:
         yield Watch(statistic, LOG_REFERENCE.format(date=date))
     elif statistic.column == "outside" and model.n_validation_groups:
-        watch = Watch(replace(statistic, is_one_sided=True), VALIDATION_REFERENCE)
         n = model.n_validation_groups
+        figure = Estimate(MAX_FALSE_ALARM_RATE, None, n, FIXED, f"limit by design, on {n:,} validation lesions")
+        watch = Watch(replace(statistic, is_one_sided=True), VALIDATION_REFERENCE, figure=figure)
         watch.add_counts(math.floor(MAX_FALSE_ALARM_RATE * (n + 1) + 1e-9), n)
         yield watch
     else:

@@ -67,11 +67,11 @@ def event_gains(is_event: Bools, shares: Floats, odds_ratios: tuple[float, ...])
 
 
 def outcome_bets(residuals: Floats) -> Floats:
-    """Return the log of what each bet pays on outcomes given their own P(malignant), (N, K).
+    """Return the log of what each bet pays on outcomes given their own P(malignant), (N, K): fair if it is right.
 
     residuals: (N,) observed (0 or 1) less P(malignant), p. A bet pays q / p for a malignant image and (1 - q) / (1 - p)
-    for another, where the log odds of q are those of p with an error of `LOG_ODDS_SHIFTS` added. A residual of 0 is an
-    outcome that p was sure of, and pays 1.
+    for another, where the log odds of q are those of p with an error of `LOG_ODDS_SHIFTS` added. A residual of 0 is
+    an outcome that p was sure of, and pays 1.
     """
     is_malignant = residuals[:, None] > 0
     probabilities = np.where(is_malignant, 1 - residuals[:, None], -residuals[:, None])

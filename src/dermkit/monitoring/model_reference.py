@@ -61,9 +61,11 @@ def _test_rates(card: Mapping[str, Any]) -> dict[str, dict[str, KnownRate]]:
 
 
 def _test_rate(rate_json: Mapping[str, Any]) -> KnownRate:
-    value, n = float(rate_json["value"]), int(rate_json["n"])
-    ci95 = rate_json.get("ci95")
-    return KnownRate(value, n, 0 if ci95 is None else effective_count(value, n, (float(ci95[0]), float(ci95[1]))))
+    value, n, ci95 = float(rate_json["value"]), int(rate_json["n"]), rate_json.get("ci95")
+    if ci95 is None:
+        return KnownRate(value, n, 0)
+    bounds = (float(ci95[0]), float(ci95[1]))
+    return KnownRate(value, n, effective_count(value, n, bounds), bounds)
 
 
 def effective_count(value: float, n: int, ci95: tuple[float, float]) -> int:

@@ -8,11 +8,15 @@ from dermkit.data.diagnoses import find_diagnosis
 
 @dataclass(frozen=True)
 class KnownRate:
-    """A rate on test images. value: 0..1. n: images. n_effective: independent images that its interval is worth."""
+    """A rate on test images. value: 0..1. n: images. n_effective: independent images that its interval is worth.
+
+    ci95: its interval, None where the card has none.
+    """
 
     value: float
     n: int
     n_effective: int
+    ci95: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

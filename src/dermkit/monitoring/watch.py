@@ -26,7 +26,7 @@ from dermkit.monitoring.evidence import (
     outcome_bets,
 )
 from dermkit.monitoring.ranks import ValueRanks, uniforms_of
-from dermkit.monitoring.values import FIXED, ValueSums, known
+from dermkit.monitoring.values import ValueSums, known
 
 MIN_REFERENCE_UNITS = 30
 MIN_MONITORED_UNITS = 10
@@ -44,7 +44,7 @@ class WatchedRows:
 @dataclass(eq=False)
 class Watch:
     """A statistic as it is watched. reference: its sums. source: what the reference is, in words. periods: name ->
-    sums. latest: log of the capital.
+    sums. latest: log of the capital. figure: what is shown as reference, None = the mean of its sums.
     """
 
     statistic: Statistic
@@ -55,6 +55,7 @@ class Watch:
     periods: dict[str, ValueSums] = field(default_factory=dict)
     evidence: Evidence = field(init=False)
     latest: float = 0.0
+    figure: Estimate | None = None
 
     def __post_init__(self) -> None:
         n = len(self.odds_ratios)
@@ -72,9 +73,7 @@ class Watch:
     @property
     def reference_estimate(self) -> Estimate:
         """Return the figure that it is compared with, for people."""
-        if self.statistic.is_residual:
-            return Estimate(0.0, None, 0, FIXED, "by definition")
-        return self.reference.estimate(is_event=self.statistic.is_event)
+        return self.figure or self.reference.estimate(is_event=self.statistic.is_event)
 
     @property
     def reason(self) -> str:
