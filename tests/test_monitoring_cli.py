@@ -12,7 +12,11 @@ import pytest
 
 from conftest import Invoke
 from dermkit.files import sha256_bytes
+from dermkit.models.card import MODEL_JSON
+from dermkit.models.checksums import write_checksums
+from dermkit.monitoring.model_reference import read_monitored_model
 from dermkit.monitoring.records import ALARM_IMAGES_TABLE, MONITOR, MONITOR_PAGE, PERFORMANCE_TABLE, PERIODS_TABLE
+from dermkit.monitoring.reference import MonitoredModel
 from dermkit.prediction_log.outcomes import add_outcomes
 from dermkit.prediction_log.rows import OUTCOME, OutcomeRow
 from dermkit.prediction_log.writer import open_log
@@ -35,8 +39,6 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def key(model: Path) -> str:
-    from dermkit.monitoring.model_reference import read_monitored_model
-
     return read_monitored_model(model).key
 
 
@@ -119,6 +121,29 @@ def test_outcomes_that_came_back(invoke: Invoke, log: Path, model: Path, key: st
     page = (log.parent / "out" / MONITOR_PAGE).read_text()
     assert "Not a random sample" in page and "resampling unit: the request" in page
     assert "all," in (log.parent / "out" / PERFORMANCE_TABLE).read_text()
+
+
+def changed_card(folder: Path, **evaluation: Any) -> MonitoredModel:
+    card = MODEL_JSON.read(folder)
+    card["evaluation"] |= evaluation
+    MODEL_JSON.write(folder, card)
+    write_checksums(folder)
+    return read_monitored_model(folder)
+
+
+def test_figures_of_single_nets_are_no_reference_of_their_mean(invoke: Invoke, log: Path, model: Path) -> None:
+    assert changed_card(model).test_rates
+    facts = changed_card(model, is_of_single_nets=True)
+    assert not facts.test_rates and "of its single nets" in facts.rates_reason
+    assert "of its single nets" in check_of(watch(invoke, log, model)[2], "sensitivity")["reason"]
+    assert "of its single nets" in (log.parent / "out" / MONITOR_PAGE).read_text()
+
+
+def test_a_rate_that_is_not_defined_leaves_the_other(model: Path) -> None:
+    points = MODEL_JSON.read(model)["evaluation"]["operating_points"]
+    (point,) = points.values()
+    point["sensitivity"] = {"value": None, "ci95": None, "n": 0, "text": "not known"}
+    assert [*next(iter(changed_card(model, operating_points=points).test_rates.values()))] == ["specificity"]
 
 
 def test_without_a_reference_checks_say_what_they_lack(invoke: Invoke, log: Path, model: Path) -> None:

@@ -67,7 +67,8 @@ MONITOR_CHECKS = (
           "Probabilities mean something else than before. Evaluate on recent images, which fits calibration and "
           "operating points anew."),
 )  # fmt: skip
-PERFORMANCE_CHECKS = frozenset({"sensitivity", "specificity", "calibration"})
+RATE_CHECKS = frozenset({"sensitivity", "specificity"})
+PERFORMANCE_CHECKS = RATE_CHECKS | {"calibration"}
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,18 @@ import math
 import struct
 from bisect import bisect_left
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dermkit.errors import UntrustedError
-from dermkit.files import open_regular, sha256_file
 from dermkit.metrics.stats.intervals import proportion_interval
-from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, features_file, read_card
+from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, features_file, is_tested_ensemble
 from dermkit.models.card_fields import read_card_classes
-from dermkit.models.checksums import CHECKSUM_FILE, check_hashes
-from dermkit.models.exported_folder import EXPORT, exported_features_file, is_exported
+from dermkit.models.checksums import CHECKSUM_FILE, VerifiedFiles, read_verified
+from dermkit.models.exported_folder import EXPORT, exported_features_file
 from dermkit.monitoring.reference import KnownRate, MonitoredModel
 from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.runs.model_key import model_key
@@ -24,20 +24,31 @@ from dermkit.runs.model_key import model_key
 _MAX_HEADER_BYTES = 2**20
 
 
+SINGLE_NETS_REASON = (
+    "the test figures of the model are of its single nets, each at its own threshold, not of their mean"
+)
+
+
 def read_monitored_model(folder: Path) -> MonitoredModel:
     """Read a model folder, the run that holds it, or an exported folder; raises `UntrustedError` for any other.
 
-    Its files are compared with their checksums.
+    Its files are compared with their checksums, and the bytes that were compared are those that are used.
     """
     folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
-    check_hashes(folder, preserved="the prediction log as it is")
-    card = read_card(folder)
+    files = read_verified(folder)
+    if MODEL_JSON.name not in files:
+        raise UntrustedError(
+            f"{folder / CHECKSUM_FILE}: does not list {MODEL_JSON.name}", remedy="copy the model anew"
+        )
+    card = MODEL_JSON.parse(files[MODEL_JSON.name], folder / MODEL_JSON.name)
     try:
         classes = read_card_classes(card)
+        is_of_single_nets = bool(card.get(EVALUATION_FIELD)) and not is_tested_ensemble(card)
         return MonitoredModel(
-            str(card["recipe"].get("name", "unnamed")), _key_of(folder, card),
+            str(card["recipe"].get("name", "unnamed")), _key_of(folder, card, files),
             {one.name: one.malignancy == "malignant" for one in classes},
-            _test_rates(card), _validation_group_count(folder, card),
+            {} if is_of_single_nets else _test_rates(card), _validation_group_count(card, files),
+            SINGLE_NETS_REASON if is_of_single_nets else "",
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UntrustedError(
@@ -45,18 +56,21 @@ def read_monitored_model(folder: Path) -> MonitoredModel:
         ) from error
 
 
-def _key_of(folder: Path, card: Mapping[str, Any]) -> str:
-    if is_exported(folder):
-        return str(EXPORT.read(folder)["model_key"])
-    return model_key(card, {path.name: sha256_file(path) for path in folder.glob("*.safetensors")})
+def _key_of(folder: Path, card: Mapping[str, Any], files: VerifiedFiles) -> str:
+    if EXPORT.name in files:
+        return str(EXPORT.parse(files[EXPORT.name], folder / EXPORT.name)["model_key"])
+    return model_key(card, files.hashes)
 
 
 def _test_rates(card: Mapping[str, Any]) -> dict[str, dict[str, KnownRate]]:
     points = (card.get(EVALUATION_FIELD) or {}).get("operating_points") or {}
     return {
-        str(name): {rate: _test_rate(point[rate]) for rate in ("sensitivity", "specificity") if rate in point}
+        str(name): {
+            rate: _test_rate(point[rate])
+            for rate in ("sensitivity", "specificity")
+            if rate in point and point[rate]["value"] is not None
+        }
         for name, point in points.items()
-        if all(point[rate]["value"] is not None for rate in point)
     }
 
 
@@ -83,24 +97,20 @@ def effective_count(value: float, n: int, ci95: tuple[float, float]) -> int:
     return min(n, bisect_left(range(1, n), True, key=is_narrow) + 1)
 
 
-def _validation_group_count(folder: Path, card: Mapping[str, Any]) -> int:
+def _validation_group_count(card: Mapping[str, Any], files: VerifiedFiles) -> int:
     """Return the number of validation distances of the only net, 0 where there are none or several nets."""
     if len(card["members"]) != 1:
         return 0
-    exported = folder / exported_features_file(0)
-    if exported.is_file():
-        with np.load(exported, allow_pickle=False) as archive:
+    if exported_features_file(0) in files:
+        with np.load(BytesIO(files[exported_features_file(0)]), allow_pickle=False) as archive:
             return len(archive["calibration"])
-    file = folder / features_file(0)
-    return _length_of_calibration(file) if file.is_file() else 0
+    return _length_of_calibration(files[features_file(0)]) if features_file(0) in files else 0
 
 
-def _length_of_calibration(file: Path) -> int:
+def _length_of_calibration(content: bytes) -> int:
     """Return a length from the header of a safetensors file, without the package, which the base install lacks."""
-    with open_regular(file) as stream:
-        (n_bytes,) = struct.unpack("<Q", stream.read(8))
-        if n_bytes > _MAX_HEADER_BYTES:
-            raise ValueError(f"a header of {n_bytes:,} bytes")
-        header = json.loads(stream.read(n_bytes))
-    (length,) = header["calibration"]["shape"]
+    (n_bytes,) = struct.unpack("<Q", content[:8])
+    if n_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {n_bytes:,} bytes")
+    (length,) = json.loads(content[8 : 8 + n_bytes])["calibration"]["shape"]
     return int(length)

@@ -25,7 +25,8 @@ class MonitoredModel:
 
     name: of its recipe. key: what the log names it by. is_malignant: class -> whether it counts as malignant.
     test_rates: operating point -> `sensitivity` and `specificity`. n_validation_groups: lesions whose distances give
-    the p values of the log; 0 where the model has none, or several nets.
+    the p values of the log; 0 where the model has none, or several nets. rates_reason: why its card has no test rates
+    that can be compared with, "" where none is known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class MonitoredModel:
     is_malignant: Mapping[str, bool]
     test_rates: Mapping[str, Mapping[str, KnownRate]]
     n_validation_groups: int
+    rates_reason: str = ""
 
     def malignancy_of(self, diagnosis: str) -> bool | None:
         """Return whether an outcome is malignant: as the class of that name, or by the table of diagnoses.

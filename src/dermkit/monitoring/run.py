@@ -12,7 +12,7 @@ from dermkit import __version__
 from dermkit.errors import DataError, UsageError
 from dermkit.files import make_folder
 from dermkit.monitoring.alerts import Alarm, collect_alarms
-from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS
+from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS, RATE_CHECKS
 from dermkit.monitoring.drift import CheckState, count_texts, follow, start_checks
 from dermkit.monitoring.model_reference import read_monitored_model
 from dermkit.monitoring.output import check_as_dict, write_outputs
@@ -122,7 +122,8 @@ def _watch(log: str, facts: MonitoredModel, options: MonitorOptions) -> tuple[di
     alarms = collect_alarms(crossings, again, first_time=first_time)
     content = _facts(facts, options, reader) | {
         "checks": [
-            check_as_dict(check, checks[check.name], _reason(checks[check.name], options)) for check in MONITOR_CHECKS
+            check_as_dict(check, checks[check.name], _reason(checks[check.name], options, facts.rates_reason))
+            for check in MONITOR_CHECKS
         ],
         "alarms": [alarm.as_dict() for alarm in sorted(alarms, key=lambda one: one.crossing.time)],
         "performance": performance_rows(outcomes, options.period) if len(outcomes) else [],
@@ -152,7 +153,7 @@ def _facts(facts: MonitoredModel, options: MonitorOptions, reader: UnitReader) -
 
     return {
         "dermkit": __version__, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        "model": {"name": facts.name, "model_key": facts.key},
+        "rates_reason": facts.rates_reason, "model": {"name": facts.name, "model_key": facts.key},
         "since": text(options.since), "until": text(options.until), "reference_until": text(options.reference_until),
         "period": options.period, "alpha": options.alpha, "alpha_per_check": options.alpha / len(MONITOR_CHECKS),
         "operating_point": reader.operating_point, "unit": UNIT_TEXT, "n_rows": reader.n_rows,
@@ -163,14 +164,15 @@ def _facts(facts: MonitoredModel, options: MonitorOptions, reader: UnitReader) -
     }  # fmt: skip
 
 
-def _reason(check: CheckState, options: MonitorOptions) -> str:
-    """Return why a check is not applicable, "" where it is."""
+def _reason(check: CheckState, options: MonitorOptions, rates_reason: str) -> str:
+    """Return why a check is not applicable, "" where it is. rates_reason: why the model gives no test rates."""
     if not check.watches:
         return _no_reference(check.name, options, "no rows that say so")
     if not check.active_watches:
         sources = {watch.source: watch.reason for watch in check.watches if watch.source}
         if not sources:
-            return _no_reference(check.name, options, "")
+            reason = _no_reference(check.name, options, "")
+            return f"{rates_reason}; {reason}" if rates_reason and check.name in RATE_CHECKS else reason
         return "; ".join(f"{source}: {reason}" for source, reason in sources.items())
     n = max(watch.monitored.n for watch in check.active_watches)
     if n < MIN_MONITORED_UNITS and check.crossing is None:
