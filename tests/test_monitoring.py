@@ -250,6 +250,18 @@ def test_a_limit_by_design_is_shown_as_one() -> None:
     assert difference.value == pytest.approx(0.2) and difference.ci95 is not None and difference.ci95[0] > 0.05
 
 
+def test_an_alarm_names_the_statistic_with_the_largest_capital_though_it_has_no_value_here() -> None:
+    drifted, other = Watch(Statistic("x", "refused"), "x"), Watch(Statistic("x", "positive"), "x")
+    for watch in (drifted, other):
+        watch.add_reference((np.arange(200) % 20 == 0) * 1.0)
+    check, unknown = CheckState("x", [drifted, other], 1e9), np.full(40, np.nan)
+    check.update({0: np.ones(40), 1: unknown}, batch(40))
+    check.limit = check.log_capital + 1e-9
+    check.update({0: unknown, 1: np.ones(40)}, batch(40))
+    assert check.crossing is not None and check.crossing.watch is drifted and check.crossing.n == 40
+    assert direction_of(check.crossing) == "higher" and check.crossing.since == 0
+
+
 def test_a_statistic_without_enough_reference_raises_nothing() -> None:
     watch = Watch(Statistic("refusals", "refused"), "x")
     watch.add_reference(np.zeros(29))

@@ -16,7 +16,7 @@ from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE
 from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.metrics.stats.estimate import Estimate
 from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS, Statistic, statistics_of
-from dermkit.monitoring.evidence import EvidencePath, mean_capital
+from dermkit.monitoring.evidence import EvidencePath, Standing, mean_capital
 from dermkit.monitoring.performance import OutcomeTable
 from dermkit.monitoring.periods import names_of_periods
 from dermkit.monitoring.reference import MonitoredModel
@@ -64,35 +64,40 @@ class CheckState:
     def update(self, values: Mapping[int, Floats], batch: WatchedRows) -> None:
         """Take the next N units. values: position of a watch -> (N,)."""
         paths = []
-        latest = np.array([watch.latest for watch in self.active_watches])
+        standings = [watch.standing for watch in self.active_watches]
         for number, watch in enumerate(self.watches):
             path = watch.update(values[number], batch)
             if not watch.reason:
                 paths.append(path)
         if not paths or not len(batch.times):
             return
-        log_capital = mean_capital(paths, latest)
+        log_capital = mean_capital(paths, np.array([one.log_capital for one in standings]))
         for name in dict.fromkeys(batch.periods.tolist()):
             self.evidence_by_period[name] = max(
                 self.evidence_by_period.get(name, -math.inf), float(log_capital[batch.periods == name].max())
             )
         self.log_capital = float(log_capital[-1])
         if self.crossing is None and (log_capital >= self.limit).any():
-            self.crossing = self._crossing(paths, int(np.argmax(log_capital >= self.limit)), batch)
+            self.crossing = self._crossing(paths, standings, int(np.argmax(log_capital >= self.limit)), batch)
 
-    def _crossing(self, paths: Sequence[tuple[Bools, EvidencePath]], row: int, batch: WatchedRows) -> Crossing:
-        """Return what had gained most when the limit was reached, at this one of the N units."""
+    def _crossing(
+        self,
+        paths: Sequence[tuple[Bools, EvidencePath]],
+        standings: Sequence[Standing],
+        row: int,
+        batch: WatchedRows,
+    ) -> Crossing:
+        """Return what had gained most when the limit was reached, at this one of the N units.
+
+        standings: of each statistic before these units, which holds until its first value among them.
+        """
         gains = []
-        for watch, (mask, path) in zip(self.active_watches, paths, strict=True):
-            n_before = int(mask[: row + 1].sum())
-            capital = path.log_capital[n_before - 1] if n_before else -math.inf
-            gains.append((float(capital), n_before, watch, path))
-        capital, n_before, watch, path = max(gains, key=lambda gain: gain[0])
-        n_total = watch.monitored.n - len(path.log_capital) + n_before
-        return Crossing(
-            self.name, watch, int(path.bets[n_before - 1]), float(batch.times[row]),
-            float(path.starts[n_before - 1]), n_total,
-        )  # fmt: skip
+        for watch, before, (mask, path) in zip(self.active_watches, standings, paths, strict=True):
+            n_here = int(mask[: row + 1].sum())
+            standing = path.standing(n_here - 1) if n_here else before
+            gains.append((standing, watch, watch.monitored.n - len(path.log_capital) + n_here))
+        standing, watch, n = max(gains, key=lambda gain: gain[0].log_capital)
+        return Crossing(self.name, watch, standing.bet, float(batch.times[row]), standing.start, n)
 
 
 def start_checks(

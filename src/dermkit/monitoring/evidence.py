@@ -8,6 +8,7 @@ any row, with prior weights over the rows that fall slowly, so that drift in the
 Shapes: N values, in the order of the log; K bets.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,18 @@ def cash_after(n_rows: Ints) -> Floats:
     return np.asarray(1 / np.log(np.e + n_rows), dtype=np.float64)
 
 
+@dataclass(frozen=True)
+class Standing:
+    """The evidence of a statistic after one value.
+
+    log_capital: natural log. bet: number of the gain that grew most. start: time of its begin, in seconds.
+    """
+
+    log_capital: float = 0.0
+    bet: int = 0
+    start: float = math.nan
+
+
 @dataclass(frozen=True, eq=False)
 class EvidencePath:
     """What the capital was after each of N values.
@@ -95,6 +108,10 @@ class EvidencePath:
     log_capital: Floats
     bets: Ints
     starts: Floats
+
+    def standing(self, index: int) -> Standing:
+        """Return the evidence after the value of this index."""
+        return Standing(float(self.log_capital[index]), int(self.bets[index]), float(self.starts[index]))
 
 
 class Evidence:

@@ -20,6 +20,7 @@ from dermkit.monitoring.evidence import (
     SPREADS,
     Evidence,
     EvidencePath,
+    Standing,
     event_bets,
     event_gains,
     number_bets,
@@ -44,7 +45,7 @@ class WatchedRows:
 @dataclass(eq=False)
 class Watch:
     """A statistic as it is watched. reference: its sums. source: what the reference is, in words. periods: name ->
-    sums. latest: log of the capital. figure: what is shown as reference, None = the mean of its sums.
+    sums. standing: its evidence after its latest value. figure: the reference as shown, None = of its sums.
     """
 
     statistic: Statistic
@@ -54,7 +55,7 @@ class Watch:
     monitored: ValueSums = field(default_factory=ValueSums)
     periods: dict[str, ValueSums] = field(default_factory=dict)
     evidence: Evidence = field(init=False)
-    latest: float = 0.0
+    standing: Standing = field(default_factory=Standing)
     figure: Estimate | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +65,11 @@ class Watch:
         else:
             n_bets = len(LOG_ODDS_SHIFTS) if self.statistic.is_residual else len(SHIFTS) + len(SPREADS)
             self.evidence = Evidence(n_bets)
+
+    @property
+    def latest(self) -> float:
+        """Return the log of its capital."""
+        return self.standing.log_capital
 
     @property
     def odds_ratios(self) -> tuple[float, ...]:
@@ -104,7 +110,7 @@ class Watch:
             return mask, EvidencePath(np.zeros(len(numbers)), np.zeros(len(numbers), np.int64), batch.times[mask])
         uniforms = uniforms_of(batch.row_numbers[mask], self.statistic.salt)
         path = self._evidence_path(numbers, uniforms, batch.times[mask])
-        self.latest = float(path.log_capital[-1]) if len(path.log_capital) else self.latest
+        self.standing = path.standing(-1) if len(path.log_capital) else self.standing
         return mask, path
 
     def _evidence_path(self, numbers: Floats, uniforms: Floats, times: Floats) -> EvidencePath:
