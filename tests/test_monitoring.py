@@ -12,9 +12,9 @@ from scipy.stats import binom
 
 from dermkit.metrics.stats.arrays import Floats
 from dermkit.metrics.stats.intervals import proportion_interval
-from dermkit.monitoring.alerts import difference_of, direction_of
+from dermkit.monitoring.alerts import Alarm, difference_of, direction_of
 from dermkit.monitoring.checks import MONITOR_CHECKS, OTHER, Statistic, statistics_of
-from dermkit.monitoring.drift import LOG_REFERENCE, CheckState, start_checks
+from dermkit.monitoring.drift import LOG_REFERENCE, CheckState, Crossing, start_checks
 from dermkit.monitoring.evidence import (
     LOG_ODDS_SHIFTS,
     ODDS_RATIOS,
@@ -165,12 +165,12 @@ def test_no_bet_on_events_makes_money_with_a_small_reference() -> None:
     finals = []
     for _ in range(2500):
         watch = Watch(Statistic("refusals", "refused"), "x")
-        watch.add_reference((generator.random(30) < 0.1) * 1.0)
+        watch.add_reference(np.asarray(generator.random(30) < 0.1, dtype=np.float64))
         watch.evidence = recorded = RecordedEvidence(len(ODDS_RATIOS) * len(RANK_SHARES), len(ODDS_RATIOS))
         rows = WatchedRows(
             np.arange(60.0), np.array(["2026-01"] * 60), generator.integers(0, 2**63, 60).astype(np.uint64)
         )
-        watch.update((generator.random(60) < 0.1) * 1.0, rows)
+        watch.update(np.asarray(generator.random(60) < 0.1, dtype=np.float64), rows)
         finals.append(np.exp(recorded.payments.sum(axis=0)))
     capitals = np.array(finals)
     standard_errors = capitals.std(axis=0) / np.sqrt(len(capitals))
@@ -260,6 +260,18 @@ def test_an_alarm_names_the_statistic_with_the_largest_capital_though_it_has_no_
     check.update({0: unknown, 1: np.ones(40)}, batch(40))
     assert check.crossing is not None and check.crossing.watch is drifted and check.crossing.n == 40
     assert direction_of(check.crossing) == "higher" and check.crossing.since == 0
+
+
+def test_images_behind_an_alarm_may_tie() -> None:
+    watch = Watch(Statistic("refusals", "refused"), "x")
+    alarm = Alarm(Crossing("refusals", watch, 5, 0.0, -np.inf, 10), "higher")
+    (chunk,) = simulate(0, n_reference=40, n_months=0, n_per_month=1)[0].simulated
+    chunk.times[:] = 0.0
+    for number in range(80):  # the last unit of a chunk, then the first one of the next
+        chunk.numbers["refused"][:] = np.nan
+        chunk.numbers["refused"][-1 if number % 2 == 0 else 0] = 1.0
+        alarm.add(chunk, first_time=-np.inf)
+    assert len(alarm.images) == 25
 
 
 def test_a_statistic_without_enough_reference_raises_nothing() -> None:

@@ -1,8 +1,9 @@
 """Alarms: what moved, since when, by how much, which images are behind it, and what to do."""
 
 import heapq
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,7 @@ class Alarm:
     crossing: Crossing
     direction: str
     sums: ValueSums = field(default_factory=ValueSums)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
     _images: list[tuple[float, float, int, AlarmImage]] = field(default_factory=list)
 
     @property
@@ -67,7 +69,7 @@ class Alarm:
                 chunk.row_ids[index], chunk.pixels[index], float(chunk.times[index]), float(values[index]),
                 chunk.texts["site"][index], chunk.texts["device"][index],
             )  # fmt: skip
-            entry = (float(weights[index]), float(times[index]), self.sums.n + index, image)
+            entry = (float(weights[index]), float(times[index]), next(self._numbers), image)
             heapq.heappush(self._images, entry)
             if len(self._images) > MAX_ALARM_IMAGES:
                 heapq.heappop(self._images)
