@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import tracemalloc
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import Invoke
-from dermkit.files import sha256_bytes
+from dermkit.files import lock, sha256_bytes
 from dermkit.models.card import MODEL_JSON
 from dermkit.models.checksums import write_checksums
 from dermkit.monitoring.model_reference import read_monitored_model
@@ -146,6 +147,39 @@ def test_a_rate_that_is_not_defined_leaves_the_other(model: Path) -> None:
     assert [*next(iter(changed_card(model, operating_points=points).test_rates.values()))] == ["specificity"]
 
 
+def test_outcomes_of_rows_that_are_no_unit_are_counted(invoke: Invoke, log: Path, model: Path, key: str) -> None:
+    row = write_log(log, key, n=1, seed=3, first=LATER, days=1)[0]
+    again = replace(row, row_id="cd" * 16, request_id="again")
+    with open_log(str(log)) as prediction_log:
+        prediction_log.append([again])
+    outcome = OutcomeRow(
+        kind=OUTCOME, prediction_id=again.row_id, diagnosis="nv", source="histopathology", observed=LATER
+    )
+    add_outcomes(str(log), [outcome])
+    content = watch(invoke, log, model, *UNTIL)[2]
+    assert content["n_unused_outcomes"] == 1 and not content["performance"]
+    assert "1 outcomes hang on rows that are no unit" in (log.parent / "out" / MONITOR_PAGE).read_text()
+
+
+def test_where_no_check_is_applicable_cron_hears_of_it(invoke: Invoke, log: Path, model: Path) -> None:
+    code, text, _ = watch(invoke, log, model, "--fail-on-alarm")
+    assert code == 8 and "0 of 11 checks applicable" in text
+
+
+def test_the_output_folder_is_locked_and_nobody_elses(invoke: Invoke, log: Path, model: Path) -> None:
+    out = log.parent / "out"
+    with lock(out):
+        code, text, _ = watch(invoke, log, model)
+    assert code and "is in use by" in text
+    (out / "notes.txt").write_text("mine")
+    code, text, _ = watch(invoke, log, model)
+    assert (
+        code == 2
+        and "is not empty" in text
+        and [one.name for one in out.glob("*.*") if one.name[0] != "."] == ["notes.txt"]
+    )
+
+
 def test_without_a_reference_checks_say_what_they_lack(invoke: Invoke, log: Path, model: Path) -> None:
     code, _, content = watch(invoke, log, model)
     assert code == 0 and "--reference-until" in check_of(content, "colour")["reason"]
@@ -205,8 +239,6 @@ def test_images_of_one_request_and_images_sent_again_count_once(
     rows = write_log(tmp_path / "log.sqlite", key, n=100)
     n_rows = len(rows)
     with open_log(str(tmp_path / "log.sqlite")) as prediction_log:
-        from dataclasses import replace
-
         from dermkit.prediction_log.rows import new_row_id
 
         row = next(row for row in rows if row.pixel_sha256)

@@ -33,7 +33,8 @@ def monitor_command(
     fail_on_alarm: Annotated[
         bool,
         typer.Option(
-            "--fail-on-alarm", help="Exit code 8 where there is an alarm, or the log does not verify; for cron."
+            "--fail-on-alarm",
+            help="Exit code 8 where there is an alarm, the log does not verify, or no check is applicable; for cron.",
         ),
     ] = False,
 ) -> None:
@@ -51,9 +52,10 @@ def monitor_command(
     if not monitoring.verifies:
         echo("the log does not verify: see the page, and `dermkit verify-log`", err=True)
     echo(f"{len(monitoring.alarms)} alarm{'s' * (len(monitoring.alarms) != 1)} in {monitoring.n_rows:,} rows")
+    echo(f"{monitoring.n_applicable} of {monitoring.n_checks} checks applicable")
     for sentence in monitoring.alarms:
         echo(f"- {sentence}")
     echo(str(monitoring.page))
     echo("Research use only. Not a medical device.")
-    if fail_on_alarm and (monitoring.alarms or not monitoring.verifies):
+    if fail_on_alarm and (monitoring.alarms or not monitoring.verifies or not monitoring.n_applicable):
         raise typer.Exit(EXIT_ALARM)

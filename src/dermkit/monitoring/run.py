@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 
 from dermkit import __version__
 from dermkit.errors import DataError, UsageError
-from dermkit.files import make_folder
+from dermkit.files import check_output, lock
 from dermkit.monitoring.alerts import Alarm, collect_alarms
 from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS, RATE_CHECKS
 from dermkit.monitoring.drift import CheckState, count_texts, follow, start_checks
@@ -18,6 +18,7 @@ from dermkit.monitoring.model_reference import read_monitored_model
 from dermkit.monitoring.output import check_as_dict, write_outputs
 from dermkit.monitoring.performance import SELECTION_WARNING, performance_rows
 from dermkit.monitoring.periods import MONTH, PERIODS, day_of, minute_of
+from dermkit.monitoring.records import MONITOR
 from dermkit.monitoring.reference import MonitoredModel
 from dermkit.monitoring.units import UnitReader
 from dermkit.monitoring.values import TEXT_FIELDS
@@ -65,13 +66,15 @@ class MonitorOptions:
 @dataclass(frozen=True, eq=False)
 class Monitoring:
     """What was written. page: its path. alarms: a sentence of each. verifies: whether the log's chain holds.
-    n_rows: rows of the model that were read.
+    n_rows: rows of the model that were read. n_checks, n_applicable: checks, and those that had a reference and rows.
     """
 
     page: Path
     alarms: tuple[str, ...]
     verifies: bool
     n_rows: int
+    n_checks: int
+    n_applicable: int
 
 
 def monitor(
@@ -81,23 +84,28 @@ def monitor(
 
     model: the model folder that answered, or its run. prometheus: file for the same figures as Prometheus text. Raises
     `DataError` for no log or one of other models alone, `UntrustedError` for the model folder, `LogUnavailable` and
-    `UsageError` as the log does.
+    `UsageError` as the log does, `UsageError` for a folder of other files too, `OutputError` where it is in use.
     """
     options.check()
+    options = replace(
+        options, until=options.until or datetime.now(UTC)
+    )  # the log is read several times, and grows
     facts = read_monitored_model(model)
     chain_problem = _chain_problem(log)
     model_counts = count_models(log, options.since, options.until, route=PREDICT)
     if model_counts and facts.key not in model_counts:
         raise _other_model(log, model, facts, model_counts)
-    make_folder(out)
-    content, alarms = _watch(log, facts, options)
-    content |= {
-        "log": parse_address(log).name, "chain_problem": chain_problem,
-        "n_rows_of_other_models": sum(model_counts.values()) - model_counts.get(facts.key, 0),
-    }  # fmt: skip
-    page = write_outputs(out, content, prometheus=prometheus)
+    check_output(out, marker=MONITOR.name, description="a monitoring")
+    with lock(out):
+        content, alarms = _watch(log, facts, options)
+        content |= {
+            "log": parse_address(log).name, "chain_problem": chain_problem,
+            "n_rows_of_other_models": sum(model_counts.values()) - model_counts.get(facts.key, 0),
+        }  # fmt: skip
+        page = write_outputs(out, content, prometheus=prometheus)
     sentences = tuple(alarm.as_dict()["sentence"] for alarm in alarms)
-    return Monitoring(page, sentences, not chain_problem, content["n_rows"])
+    n_applicable = sum(not check["reason"] for check in content["checks"])
+    return Monitoring(page, sentences, not chain_problem, content["n_rows"], len(content["checks"]), n_applicable)
 
 
 def _chain_problem(log: str) -> str:
@@ -153,7 +161,8 @@ def _facts(facts: MonitoredModel, options: MonitorOptions, reader: UnitReader) -
 
     return {
         "dermkit": __version__, "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        "rates_reason": facts.rates_reason, "model": {"name": facts.name, "model_key": facts.key},
+        "n_unused_outcomes": reader.n_unused_outcomes, "rates_reason": facts.rates_reason,
+        "model": {"name": facts.name, "model_key": facts.key},
         "since": text(options.since), "until": text(options.until), "reference_until": text(options.reference_until),
         "period": options.period, "alpha": options.alpha, "alpha_per_check": options.alpha / len(MONITOR_CHECKS),
         "operating_point": reader.operating_point, "unit": UNIT_TEXT, "n_rows": reader.n_rows,

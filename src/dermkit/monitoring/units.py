@@ -45,6 +45,7 @@ class UnitReader:
     before. first_time, last_time: of rows, in seconds. operating_point: of the first decision, or the one given;
     `positive` and what rests on it are known for rows of this point alone. n_other_points: units decided at another
     one. n_unknown_outcomes: outcomes that are neither a class nor a known diagnosis.
+    n_unused_outcomes: outcomes of rows that are no unit, or were refused.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class UnitReader:
     ) -> None:
         self._log, self._model, self._since, self._until = log, model, since, until
         self._requests, self._pixels = RepeatFilter(), RepeatFilter()
-        self.n_rows = self.n_units = self.n_repeated = self.n_other_points = self.n_unknown_outcomes = 0
+        self.n_rows = self.n_units = self.n_repeated = self.n_other_points = 0
+        self.n_unknown_outcomes = self.n_unused_outcomes = 0
         self.operating_point = operating_point
         self.first_time, self.last_time = math.inf, -math.inf
 
@@ -68,7 +70,11 @@ class UnitReader:
             time = logged.row.time.timestamp()
             self.n_rows += 1
             self.first_time, self.last_time = min(self.first_time, time), max(self.last_time, time)
-            if self._is_unit(logged):
+            is_unit = self._is_unit(logged)
+            self.n_unused_outcomes += logged.outcome is not None and (
+                not is_unit or bool(logged.row.refusal_reason)
+            )
+            if is_unit:
                 units.append(logged)
             if len(units) == CHUNK_UNITS:
                 yield self._chunk(units)
