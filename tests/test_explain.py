@@ -20,6 +20,10 @@ from dermkit.explanation.deletion import curve_area
 from dermkit.explanation.overlay import blend_map
 from dermkit.explanation.random_net_check import compare_with_random_nets
 from dermkit.images.lesion_masks import find_mask, lesion_share
+from dermkit.metrics.decisions.conformal import ConformalRule
+from dermkit.metrics.decisions.policy import DecisionPolicy
+from dermkit.metrics.decisions.recalibration import ProbabilityCalibration
+from dermkit.models.card import read_card, write_policy
 from dermkit.runs.layout import VERDICT
 from dermkit.runs.model_verdict import read_model_verdict
 
@@ -86,6 +90,26 @@ def test_the_corner_net_is_explained_by_its_corner(corner_model: Path, photos: P
     assert own_area == pytest.approx(table["deletion_area"][0])
     document = json.loads((out / "explain.json").read_text())
     assert document["is_complete"] and document["checks"]["random_nets"]["n_images"] == 2
+
+
+@pytest.mark.parametrize("bias", [(20.0, -20.0), (-20.0, 20.0)])
+def test_the_class_that_is_explained_is_the_one_that_the_policy_answers(
+    corner_model: Path, photos: Path, tmp_path: Path, bias: tuple[float, float]
+) -> None:
+    model = Path(shutil.copytree(corner_model, tmp_path / "model"))
+    rule = ConformalRule(0.1, np.array([0.5, 0.5]), np.array([50, 50]))
+    policy = DecisionPolicy(ProbabilityCalibration("bias", 20.0, bias), {"none": 1.0}, (), rule, 100, ())
+    write_policy(model, policy.as_dict())
+    decisions = dk.predict(model, [str(photos)], out=tmp_path / "predictions", device="cpu").out
+    explained = dk.explain(model, [str(photos)], out=tmp_path / "maps", checks=False, device="cpu").out
+    table = pd.read_csv(explained / "explanations.csv")
+    raw = pd.read_csv(decisions / "predictions.csv")["predicted"].tolist()
+    answered = pd.read_csv(decisions / "decisions.csv")["predicted"].tolist()
+    assert answered == [read_card(model)["classes"][int(np.argmax(bias))]["name"]] * 2
+    assert table["predicted"].tolist() == table["class"].tolist() == answered
+    assert table["predicted_uncalibrated"].tolist() == raw
+    is_said = "most probable without calibration" in (explained / "explain.html").read_text()
+    assert is_said == (raw != answered)
 
 
 def test_a_map_of_the_image_alone_fails_the_check(

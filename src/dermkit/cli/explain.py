@@ -41,7 +41,7 @@ def explain_command(
     out: OutOption = Path("explanations"),
     class_name: Annotated[
         str | None,
-        typer.Option("--class", help="The class to explain (default: the predicted one of each image)."),
+        typer.Option("--class", help="The class to explain (default: the one that each image is answered with)."),
     ] = None,
     against: Annotated[
         str | None,

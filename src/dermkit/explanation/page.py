@@ -87,6 +87,8 @@ def image_facts(one: ImageExplanation) -> Iterator[tuple[str, str]]:
     """Yield what was measured for one image, name and value."""
     if one.predicted != one.class_name:
         yield "predicted", one.predicted
+    if one.predicted_uncalibrated not in ("", one.predicted):
+        yield "most probable without calibration", one.predicted_uncalibrated
     if one.random_net_correlation is not None:
         yield "rank correlation with maps of random weights", f"{one.random_net_correlation:z.2f}"
     if one.curves is not None:

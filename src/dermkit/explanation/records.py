@@ -32,7 +32,8 @@ REFUSED_TABLE, EXPLAIN_PAGE = "refused.csv", "explain.html"
 OVERLAY_FOLDER, MAP_FOLDER = "overlays", "maps"
 
 _COLUMNS = (
-    "image_id", "path", "predicted", "class", "against", "p", "p_against", "method", "layer", "random_net_correlation",
+    "image_id", "path", "predicted", "predicted_uncalibrated", "class", "against", "p", "p_against", "method", "layer",
+    "random_net_correlation",
     "deletion_area", "deletion_area_random", "insertion_area", "insertion_area_random", "mask_inside", "mask_area",
     "training_split", "overlay", "map", "note",
 )  # fmt: skip
@@ -42,8 +43,9 @@ _COLUMNS = (
 class ImageExplanation:
     """One image, its class and the checks of its map; what was not checked is None.
 
-    image: its name and path, safe to write as UTF-8. p, p_against: the model's probabilities of the class and of the
-    one it is set against. seen: fraction of the image that the net saw, 0..1. file_stem: of its overlay and its map.
+    image: its name and path, safe to write as UTF-8. predicted: the class that is answered, after calibration.
+    predicted_uncalibrated: the most probable class before. p, p_against: the model's probabilities of the class and of
+    the one it is set against. seen: fraction of the image that the net saw, 0..1. file_stem: of its overlay and map.
     training_split: "" for an image that training did not use. cases: the nearest training cases. is_outside: the image
     lies outside the training distribution. weights: of metadata and image in the answer, () where none are known.
     """
@@ -66,6 +68,7 @@ class ImageExplanation:
     cases: tuple[NearestCase, ...] = ()
     is_outside: bool = False
     weights: tuple[InputWeight, ...] = ()
+    predicted_uncalibrated: str = ""
     original_uri: str = ""
     overlay_uri: str = ""
 
@@ -146,8 +149,9 @@ def _row(one: ImageExplanation) -> tuple[Any, ...]:
         pairs = (curves.deletion, curves.random_deletion, curves.insertion, curves.random_insertion)
         areas = tuple(float(np.mean(curve_area(curve))) for curve in pairs)
     return (
-        one.image.image_id, one.image.path, one.predicted, one.class_name, one.against or "", one.p,
-        _cell(one.p_against), one.method, one.layer, _cell(one.random_net_correlation), *areas,
+        one.image.image_id, one.image.path, one.predicted, one.predicted_uncalibrated, one.class_name,
+        one.against or "", one.p, _cell(one.p_against), one.method, one.layer,
+        _cell(one.random_net_correlation), *areas,
         _cell(share.inside if share else None), _cell(share.area if share else None), one.training_split, one.overlay,
         one.map_file, " ".join(one.notes),
     )  # fmt: skip

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dermkit.explanation.model_maps import ModelExplainer, ModelMap
+    from dermkit.metrics.decisions.apply import ActivePolicy
     from dermkit.prediction.predictor import Predictor
 
 _PICTURE_SIDE = 512
@@ -98,6 +99,11 @@ class _Job:
     case_images: Path | None
     metadata: MetadataInput
     verdict: ModelVerdict | None
+    policy: "ActivePolicy | None"
+
+    def decision_probabilities(self, p: Floats) -> Floats:
+        """Return the (K,) probabilities that decide the class, as those of `predict` do: calibrated by the policy."""
+        return p if self.policy is None else self.policy.policy.calibration.apply(p[None])[0]
 
 
 def explain(
@@ -118,8 +124,9 @@ def explain(
 ) -> ExplainOutcome:
     """Map where a model finds evidence for a class: overlays, maps, explanations.csv, explain.json, explain.html.
 
-    images: files, folders, patterns. class_name: the class to explain, None = the predicted one of each image. against:
-    the class to set it against, None = all others. method: of the maps (docs/explain.md); `auto` takes gradients where
+    images: files, folders, patterns. class_name: the class to explain, None = the one that is
+    answered for each image, after calibration. against: the class to set it against, None = all others. method: of the
+    maps (docs/explain.md); `auto` takes gradients where
     the table of layers knows the net. masks: a folder of lesion masks, PNG by image name; None =
     those of the data set, for its own images. metadata: age, sex and site
     of the images, for a model that takes them, as in `predict`; None = unknown. checks: compare with random nets, and
@@ -197,7 +204,7 @@ def _prepare(
     return _Job(
         predictor, explainer, choice, out, find_image_masks(options.masks, predictor.folder, progress), options.checks,
         training_splits, cases,
-        images_root(predictor.folder), metadata, read_model_verdict(predictor.folder),
+        images_root(predictor.folder), metadata, read_model_verdict(predictor.folder), predictor.select_policy(),
     ), image_list  # fmt: skip
 
 
@@ -264,7 +271,7 @@ def _explain_image(
     inputs = job.explainer.resize(opened.pixels)
     row = job.metadata.row(image)
     p = job.predictor.probabilities([array[None] for array in inputs], row)[0]
-    target = job.choice.for_image(p)
+    target = job.choice.for_image(job.decision_probabilities(p))
     model_map = job.explainer.map_image(inputs, target, shape, row)
     explanation = _describe(job, image, p, target, model_map, number)
     explanation = replace(
@@ -324,7 +331,8 @@ def _describe(
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", utf8_safe(image.image_id))[-60:].strip("._") or "image"
     return ImageExplanation(
         image=ImageRef(*(utf8_safe(text) for text in image)),
-        predicted=names[int(np.argmax(p))],
+        predicted=names[int(np.argmax(job.decision_probabilities(p)))],
+        predicted_uncalibrated=names[int(np.argmax(p))],
         class_name=names[target.class_index],
         against=None if against is None else names[against],
         p=float(p[target.class_index]),
