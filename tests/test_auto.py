@@ -137,7 +137,7 @@ def test_the_leaderboard_holds_the_out_of_fold_figures_and_the_best_is_chosen(fi
 def test_the_page_has_every_choice_with_its_reason(finished: Path) -> None:
     page = (finished / "auto.html").read_text()
     assert "Research use only. Not a medical device." in page
-    assert all(text in page for text in ("a reason", "evidence", "more time", "leaderboard.csv", "chosen"))
+    assert all(text in page for text in ("A reason", "evidence", "more time", "leaderboard.csv", "chosen"))
 
 
 def test_the_model_is_the_mean_of_the_folds_and_predicts(finished: Path) -> None:

@@ -259,7 +259,7 @@ def test_the_test_side_is_opened_once_when_asked_and_logged(
     assert outcome.same_images["test"]
     measured = folder / "counterfactuals" / "counterfactuals.json"
     measured.parent.mkdir()
-    measured.write_text(json.dumps({"format": 1, "is_complete": True}))
+    measured.write_text(json.dumps({"format": 1, "is_complete": True, "artefacts": []}))
     assert (folder / "out_of_distribution.json").is_file()
     again = ensemble([trained, larger], out=folder)
     assert not (folder / "out_of_distribution.json").exists()  # of the test images that the earlier model scored

@@ -333,7 +333,7 @@ def test_page_terminal_and_card_name_both_kinds_of_figures(
         "The test figures are of the ensemble, which scored these images once",
         f"validation (out-of-fold), {n_train} images",
         "Pooled validation figures of each seed",
-        "after a temperature of that net",
+        "each calibrated by the temperature of its net",
     ):
         assert phrase in text
     assert "none of these images can test it" not in text

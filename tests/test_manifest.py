@@ -154,8 +154,10 @@ def test_only_location_json_knows_where_the_images_lie(tmp_path: Path) -> None:
     shared = [(tmp_path / "d" / name).read_text() for name in ("manifest.csv", "dataset.json")]
     assert not any(str(tmp_path) in text for text in shared)
     assert json.loads((tmp_path / "d" / "location.json").read_text()) == {
-        "format": 1,
+        "format": 2,
         "images": str(tmp_path / "pictures"),
+        "masks": "",
+        "dataset": "",
     }
 
 

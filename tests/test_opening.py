@@ -15,7 +15,7 @@ from dermkit.errors import DermkitError, UntrustedError
 from dermkit.files import open_regular, read_json, read_regular, sha256_file
 from dermkit.models import checksums
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
-from dermkit.prediction import predictor
+from dermkit.prediction import model_content
 from dermkit.prediction.load import load_model
 
 
@@ -139,7 +139,7 @@ def test_what_was_hashed_is_what_is_used(model: Path, monkeypatch: pytest.Monkey
         (folder / "seen.csv").write_text("pixel_sha256,isic_id,split\nother,,train\n")
         return content
 
-    monkeypatch.setattr(predictor, "read_verified", read_then_swap)
+    monkeypatch.setattr(model_content, "read_verified", read_then_swap)
     loaded = load_model(model)
     assert loaded.card == expected.card
     assert loaded.training_images == expected.training_images

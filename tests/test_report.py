@@ -371,7 +371,7 @@ def test_coverage_of_a_group_is_that_of_its_images(full: Path) -> None:
 
 def test_people_stand_beside_the_malignant_curve_and_are_no_test(full: Path, tmp_path: Path) -> None:
     text = " ".join(Page(full / "report.html").text.split())
-    assert "Other images, other prevalence: never a test" in text
+    assert "Those had other images and another prevalence" in text
     for anchor in READER_STUDIES:
         assert anchor.source in text
         assert f"{anchor.source}, {anchor.year}." in text
@@ -701,7 +701,7 @@ def test_methods_numbers_and_file_names_are_told_in_words(nine: Path, tmp_path: 
     page = Page(_written(tmp_path, _tiny_metrics()))
     assert "Wilson score interval" in page.text
     assert "wilson" not in page.text
-    assert "precision rests on the images called that class, F1 on the images of it or called it" in " ".join(
+    assert "precision is of the images that got its label, F1 of those that have or got it" in " ".join(
         page.text.split()
     )
     wrong = RunFolder(nine).figures_table("mistakes_test.csv")

@@ -111,6 +111,7 @@ def test_the_whole_way_on_the_command_line(cli: Cli, binary: Path, tiny: Recipe,
     assert "sealed" not in steps and "--open-test" not in steps, "opened already, and again would count"
     assert [line[:12] for line in steps.split("\n\n")][1:] == [
         "Predict new ",
+        "Open a page ",
         "Test on anot",
         "Evaluate and",
         "Repeat this ",
