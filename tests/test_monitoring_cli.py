@@ -15,6 +15,7 @@ from conftest import Invoke
 from dermkit.files import lock, sha256_bytes
 from dermkit.models.card import MODEL_JSON
 from dermkit.models.checksums import write_checksums
+from dermkit.monitoring.drift import follow
 from dermkit.monitoring.model_reference import read_monitored_model
 from dermkit.monitoring.records import ALARM_IMAGES_TABLE, MONITOR, MONITOR_PAGE, PERFORMANCE_TABLE, PERIODS_TABLE
 from dermkit.monitoring.reference import MonitoredModel
@@ -178,6 +179,20 @@ def test_the_output_folder_is_locked_and_nobody_elses(invoke: Invoke, log: Path,
         and "is not empty" in text
         and [one.name for one in out.glob("*.*") if one.name[0] != "."] == ["notes.txt"]
     )
+
+
+def test_rows_that_come_while_the_log_is_read_wait_for_the_next_time(
+    log: Path, model: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dermkit.monitoring import run
+
+    def follow_later(*args: Any, **options: Any) -> Any:
+        write_log(log, key, n=5, seed=1, first=datetime.now(UTC), days=1e-6)
+        return follow(*args, **options)
+
+    monkeypatch.setattr(run, "follow", follow_later)
+    options = run.MonitorOptions(reference_until=datetime(2026, 1, 15, tzinfo=UTC))
+    assert run.monitor(str(log), model, log.parent / "out", options).n_rows == 300
 
 
 def test_without_a_reference_checks_say_what_they_lack(invoke: Invoke, log: Path, model: Path) -> None:
