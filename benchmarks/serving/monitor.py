@@ -44,6 +44,8 @@ DRIFTS = (
 )  # fmt: skip
 DRIFT_MONTH, MONTHS, PER_MONTH = 6, 24, 100
 N_REFERENCE = 500
+BETS = "bets on fixed shares of ranks"
+"""Tells rows of monitor.csv from those of the first version."""
 
 
 def append_row(*cells: object) -> None:
@@ -67,7 +69,7 @@ def measure_false_alarms(n_deployments: int, n_months: int, n_per_month: int) ->
         names = [name for name, check in followed(reader, end).items() if check.crossing is not None]
         checks_with_alarm += names
         n_alarms += bool(names)
-    setting = f"{n_months} months of {n_per_month} units, reference {N_REFERENCE}, alpha 0.05, fixed shares of ranks"
+    setting = f"{n_months} months of {n_per_month} units, reference {N_REFERENCE}, alpha 0.05, {BETS}"
     low, high = proportion_interval(n_alarms, n_deployments)[0]
     share = n_alarms / n_deployments
     append_row("no drift", "any", n_deployments, n_alarms, share, round(low, 4), round(high, 4), "", "", setting)
@@ -79,7 +81,7 @@ def measure_false_alarms(n_deployments: int, n_months: int, n_per_month: int) ->
 def measure_delays(n_seeds: int) -> None:
     """Append for each planted drift how many seeds are found, and the delay in units."""
     begin = START.timestamp() + DRIFT_MONTH * 30 * 86400
-    setting = f"{MONTHS} months of {PER_MONTH} units, drift after {DRIFT_MONTH}, reference {N_REFERENCE}, bets on fixed shares of ranks"
+    setting = f"{MONTHS} months of {PER_MONTH} units, drift after {DRIFT_MONTH}, reference {N_REFERENCE}, {BETS}"
     for case, change, check in DRIFTS:
         delays = []
         for seed in range(n_seeds):
