@@ -13,6 +13,7 @@ from dermkit.perturbation.first_screen import answer_fields, remedies
 from dermkit.perturbation.plan import STRENGTHS, Variant
 from dermkit.perturbation.results import ArtefactResult, CounterfactualResult
 from dermkit.perturbation.sentences import Wording
+from dermkit.render.titles import lower_first
 
 
 def screened(n: int, flips: list[tuple[int, int, int]], groups: np.ndarray | None = None) -> CounterfactualResult:
@@ -74,3 +75,11 @@ def test_bounds_are_exact_over_all_variants_and_wider_for_grouped_images() -> No
     assert all(grouped[number][1] > bounds[number][1] for number in bounds)
     one_lesion = screened(60, [(0, 3, 9)], np.zeros(60, np.int64))
     assert decision_bounds(one_lesion.answers, [1])[1] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("title", "text"),
+    [("Hairs", "hairs"), ("JPEG quality", "JPEG quality"), ("AUROC, nevus", "AUROC, nevus"), ("", "")],
+)
+def test_a_title_inside_a_sentence_keeps_its_abbreviation(title: str, text: str) -> None:
+    assert lower_first(title) == text
