@@ -2,24 +2,32 @@
 
 import copy
 import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 import dermkit as dk
 from conftest import Invoke
-from dermkit.errors import UntrustedError, UsageError
+from dermkit.errors import DataError, OutputError, UntrustedError, UsageError
 from dermkit.export import run as export_run
+from dermkit.export.int8 import check_compared, check_label_changes, cost_lines, divide_images, int8_parity
 from dermkit.export.run import ExportOutcome, export_model
+from dermkit.images.preprocess import Preprocessing
 from dermkit.models.engines.graph import onnx_bytes
 from dermkit.models.engines.quantisation import quantise
 from dermkit.prediction.load import load_model
-from dermkit.prediction.parity_images import choose_images
+from dermkit.prediction.parity import ParityReport
+from dermkit.prediction.parity_images import ParityImages
 from dermkit.progress import Progress
 from test_exported_model import rewrite, set_in
 
@@ -27,11 +35,30 @@ for _package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_package, reason="dermkit[export] is not installed")
 
 
+N_IMAGES = 80
+
+
 @pytest.fixture(scope="module")
-def outcome(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportOutcome:
+def images(tmp_path_factory: pytest.TempPathFactory) -> ParityImages:
+    """Return pictures with a label each, as many as an export in int8 needs, in place of those of a larger run."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    files, labels = [], {}
+    for number in range(N_IMAGES):
+        coarse = rng.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+        path = folder / f"{number:02}.png"
+        Image.fromarray(coarse).resize((40, 40)).save(path)
+        files.append((path.name, path))
+        labels[path.name] = (("benign", "malignant")[number // 2 % 2], number)
+    return ParityImages("validation images of the run", tuple(files), labels)
+
+
+@pytest.fixture(scope="module")
+def outcome(trained: Path, images: ParityImages, tmp_path_factory: pytest.TempPathFactory) -> ExportOutcome:
     """Return the trained net in int8, whatever it costs."""
     out = tmp_path_factory.mktemp("int8") / "out"
-    return export_model(trained, to="onnx", out=out, int8=True, max_label_changes=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_run, "choose_images", lambda *_: images)
+        return export_model(trained, to="onnx", out=out, int8=True, max_label_changes=1.0)
 
 
 def test_the_products_of_the_net_are_in_8_bits(outcome: ExportOutcome) -> None:
@@ -48,9 +75,10 @@ def test_the_products_of_the_net_are_in_8_bits(outcome: ExportOutcome) -> None:
     assert json.loads(about["classes"]) == ["benign", "malignant"] and "Research use only" in net.doc_string
 
 
-def test_the_cost_is_that_of_the_images_that_set_no_range(outcome: ExportOutcome, trained: Path) -> None:
+def test_the_cost_is_that_of_the_images_that_set_no_range(
+    outcome: ExportOutcome, trained: Path, images: ParityImages
+) -> None:
     parity = json.loads((outcome.folder / "export.json").read_text())["parity"]
-    images = choose_images(trained, [])
     others = images.files[1::2]
     assert parity["n_calibration_images"] == len(images.files[::2]) and parity["n_images"] == len(others) > 3
     assert parity["max_label_changes"] == 1.0 and "tolerance" not in parity
@@ -103,8 +131,6 @@ def test_an_exported_folder_is_evaluated_on_other_images(
 
 
 def test_a_folder_in_int8_is_checked_too(outcome: ExportOutcome, tmp_path: Path) -> None:
-    import shutil
-
     for number, (change, problem) in enumerate([
         (set_in("parity", "max_label_changes", value=-0.1), "labels changed in int8, and at most -0.1"),
         (set_in("parity", "n_different_labels", value=1000), "1000 of"),
@@ -131,12 +157,22 @@ def flipped(trained: Path) -> bytes:
 
 
 def test_too_many_labels_that_change_are_refused_unless_asked(
-    trained: Path, flipped: bytes, tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+    trained: Path,
+    flipped: bytes,
+    images: ParityImages,
+    tmp_path: Path,
+    invoke: Invoke,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(export_run, "quantise", lambda *_: flipped)
+    monkeypatch.setattr(export_run, "choose_images", lambda *_: images)
     words = ("export", trained, "--to", "onnx", "--out", tmp_path / "out", "--int8")
     code, _, messages = invoke(*words)
-    assert code == 6 and "have another label than in float32 (at most 5% may)" in messages.replace(" %", "%")
+    assert (
+        code == 6
+        and "have another label than in float32 (95 % interval " in messages
+        and "at most 5% may" in messages
+    )
     assert list(tmp_path.iterdir()) == []
     code, said, _ = invoke(*words, "--max-label-changes", "1")
     assert code == 0 and "have another label than in float32" in said and "accuracy, int8 minus float32: " in said
@@ -152,8 +188,92 @@ def test_int8_needs_real_images(trained: Path, tmp_path: Path, photograph: Path)
 
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
-    from PIL import Image
-
     pixels: NDArray[Any] = np.zeros((30, 30, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "one.png")
     return tmp_path / "one.png"
+
+
+# Which images, and how many ------------------------------------------------------------------------------------------
+
+
+def test_the_images_that_set_the_ranges_lie_at_equal_steps_over_all_of_them() -> None:
+    for n, n_calibration in ((60, 30), (257, 86), (1000, 125)):
+        files = tuple((f"{number:04}", Path(f"{number:04}")) for number in range(n))
+        halves = divide_images(ParityImages("made", files))
+        places = [int(name) for name, _ in halves.calibration.files]
+        assert len(places) == n_calibration and places[-1] > 0.98 * n - 8 and len(set(np.diff(places))) == 1
+        assert sorted({*halves.calibration.files, *halves.comparison.files}) == list(files)
+        assert len(halves.comparison.files) == n - n_calibration
+    with pytest.raises(UsageError, match=r"59 images are at hand .* at least 60 real ones"):
+        divide_images(ParityImages("made", files[:59]))
+
+
+def report_of(n_images: int, n_changes: int) -> ParityReport:
+    p = np.full((n_images, 2), 0.5)
+    return ParityReport("made", n_images, "", 0.0, n_changes, 0, 0.0, 32, 0.0, (), p, p)
+
+
+def test_few_images_do_not_show_that_few_labels_change() -> None:
+    for n_images, n_changes, limit in ((72, 0, 0.05), (73, 1, 0.05), (400, 12, 0.05), (30, 9, 0.3)):
+        with pytest.raises(UntrustedError, match=r"95 % interval \d+\.\d% to \d+\.\d%; at most"):
+            check_label_changes(report_of(n_images, n_changes), limit)
+    for n_images, n_changes, limit in ((73, 0, 0.05), (400, 11, 0.05), (30, 30, 1.0)):
+        check_label_changes(report_of(n_images, n_changes), limit)
+    with pytest.raises(UsageError, match="29 images are at hand"):
+        check_compared(report_of(29, 0))
+    check_compared(report_of(30, 0))
+
+
+def test_images_that_cannot_be_opened_are_said_whichever_half_they_are_in(
+    trained: Path, images: ParityImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    monkeypatch.setattr(export_run, "_write_net", lambda *_: pytest.fail("a net was written first"))
+    for half in (0, 1):
+        files = [(f"{n}", broken) if n % 2 == half else file for n, file in enumerate(images.files)]
+        spoiled = ParityImages("made", tuple(files))
+        monkeypatch.setattr(export_run, "choose_images", lambda *_, spoiled=spoiled: spoiled)
+        with pytest.raises(DataError, match="none of 40 files can be used as an image"):
+            export_model(trained, to="onnx", out=tmp_path / "out", int8=True)
+
+
+# What the comparison cannot tell -------------------------------------------------------------------------------------
+
+
+@dataclass
+class OtherModel:
+    """What the comparison asks of a model."""
+
+    metadata_fields: tuple[str, ...]
+    members: tuple[int, ...]
+    resizings: tuple[Preprocessing, ...]
+
+
+def test_the_cost_of_random_metadata_is_unknown_and_several_nets_are_said(
+    trained: Path, images: ParityImages
+) -> None:
+    halves, resizings = divide_images(images), load_model(trained).resizings
+    parity = int8_parity(cast(Any, OtherModel(("age",), (0, 1), resizings)), report_of(40, 0), halves, 0.2)
+    assert parity["cost"] is None and parity["n_calibration_images"] == 40
+    lines = " ".join(cost_lines(parity))
+    assert "age" in lines and "random numbers" in lines and "training images of the others" in lines
+    assert "not measured, since the other inputs were random numbers" in lines
+
+
+# What went wrong while it was quantised ------------------------------------------------------------------------------
+
+
+def test_a_full_disk_and_a_broken_image_are_not_faults_of_the_net(
+    flipped: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(error: Exception) -> Iterator[Any]:
+        raise error
+        yield
+
+    for error in (MemoryError(), DataError("an image")):
+        with pytest.raises(type(error)):
+            quantise(flipped, fail(error))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(OutputError, match="absent: cannot be written"):
+        quantise(flipped, [])

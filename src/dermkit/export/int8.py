@@ -1,6 +1,6 @@
 """An export in int8: the images that set its ranges, and what it costs on other images of the validation split."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from dermkit.errors import UntrustedError, UsageError
 from dermkit.metrics.classification.paired import paired_differences
 from dermkit.metrics.classification.scored_set import ScoredSet
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.models.engines.sessions import METADATA_INPUT, PIXELS_INPUT
 from dermkit.models.members import distinct_resizings
 
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
 
 MAX_LABEL_CHANGES = 0.05
-"""Largest fraction of images whose most probable class may be another one than in float32."""
+"""Largest fraction of images whose most probable class may be another one than in float32: the upper end of its 95 %
+interval, which takes images as independent, is held to it."""
 
 MAX_CALIBRATION_IMAGES = 128
 """That set the ranges of activations: more hardly widen them."""
 
-_MIN_IMAGES = 8
+MIN_COMPARED = 30
+"""Images that an export in int8 is compared on: fewer say next to nothing of the share of labels that change."""
+
 _METRICS = ("accuracy", "auroc", "loss", "brier")
 """What the cost is told in; of calibration speak the loss and the Brier score."""
 
@@ -39,18 +43,33 @@ class Int8Images:
 
 
 def divide_images(images: "ParityImages") -> Int8Images:
-    """Return every second image to calibrate on, at most 128, and the others; raises `UsageError` for too few."""
-    if len(images.files) < _MIN_IMAGES:
-        n = len(images.files) or "no"
-        raise UsageError(
-            f"--int8: {n} images are at hand ({images.source}), and its ranges and its cost need at least "
-            f"{_MIN_IMAGES} real ones",
-            outcome="nothing was written",
-            remedy="name images like those that the model is for with --images, or leave --int8 out",
-        )
-    calibration = images.files[::2][:MAX_CALIBRATION_IMAGES]
-    others = tuple(file for file in images.files if file not in set(calibration))
+    """Return images at equal steps to calibrate on, at most 128 and at most half, and the others.
+
+    Raises `UsageError` for too few.
+    """
+    step = max(2, -(-len(images.files) // MAX_CALIBRATION_IMAGES))
+    calibration = images.files[::step]
+    chosen = set(calibration)
+    others = tuple(file for file in images.files if file not in chosen)
+    if len(others) < MIN_COMPARED:
+        raise _too_few(len(images.files), images.source, f"at least {2 * MIN_COMPARED} real ones")
     return Int8Images(replace(images, files=calibration), replace(images, files=others))
+
+
+def check_compared(report: "ParityReport") -> None:
+    """Raise `UsageError` where too few of the images that int8 is compared on could be used."""
+    if report.n_images < MIN_COMPARED:
+        raise _too_few(
+            report.n_images, report.images, f"{MIN_COMPARED} beside those that set its ranges, each usable"
+        )
+
+
+def _too_few(n_images: int, source: str, needed: str) -> UsageError:
+    return UsageError(
+        f"--int8: {n_images or 'no'} images are at hand ({source}), and its ranges and its cost need {needed}",
+        outcome="nothing was written",
+        remedy="name images like those that the model is for with --images, or leave --int8 out",
+    )
 
 
 def calibration_batches(
@@ -72,17 +91,23 @@ def calibration_batches(
 
 
 def check_label_changes(report: "ParityReport", limit: float) -> None:
-    """Raise `UntrustedError` where more labels change than a limit, a fraction of the images, allows."""
-    if np.isfinite(report.exported).all() and report.n_different_labels <= limit * report.n_images:
+    """Raise `UntrustedError` unless at most a fraction of the labels changes, with the whole 95 % interval of it."""
+    n_changes, n_images = report.n_different_labels, report.n_images
+    interval = proportion_interval(n_changes, n_images)[0]
+    if np.isfinite(report.exported).all() and interval[1] <= limit:
         return
     raise UntrustedError(
-        f"in int8 {report.n_different_labels} of {report.n_images} images ({report.images}) have another label than "
-        f"in float32 (at most {limit:.0%} may); largest difference of a probability "
-        f"{report.max_probability_difference:.2g}",
+        f"in int8 {n_changes} of {n_images} images ({report.images}) have another label than in float32 "
+        f"({_interval_text(interval)}; at most {limit:.0%} may, with the whole interval); largest difference of a "
+        f"probability {report.max_probability_difference:.2g}",
         outcome="nothing was written",
-        remedy="export it without --int8, or, if this is good enough for what it is for, with a larger "
-        "--max-label-changes",
+        remedy="export it without --int8, or, where the interval is wide, name more images with --images, or, if this "
+        "is good enough for what it is for, take a larger --max-label-changes",
     )
+
+
+def _interval_text(interval: Sequence[float]) -> str:
+    return f"95 % interval {interval[0]:.1%} to {interval[1]:.1%}"
 
 
 def int8_parity(
@@ -93,9 +118,31 @@ def int8_parity(
     return {
         **content,
         "max_label_changes": limit,
-        "n_calibration_images": len(images.calibration.files),
-        "cost": _cost(predictor, report, images.comparison),
+        "label_change_ci95": list(proportion_interval(report.n_different_labels, report.n_images)[0]),
+        "n_calibration_images": _n_usable(predictor, images.calibration),
+        "cost": None if predictor.metadata_fields else _cost(predictor, report, images.comparison),
+        "notes": _notes(predictor, images.comparison),
     }
+
+
+def _n_usable(predictor: "Predictor", images: "ParityImages") -> int:
+    return sum(len(names) for names, _ in images.batches(predictor.resizings[:1]))
+
+
+def _notes(predictor: "Predictor", images: "ParityImages") -> list[str]:
+    """Return what limits the comparison, in sentences."""
+    notes = []
+    if predictor.metadata_fields:
+        fields = ", ".join(predictor.metadata_fields)
+        notes.append(
+            f"the model takes {fields} too, and these were random numbers: labels may change more, or less"
+        )
+    if len(predictor.members) > 1 and images.labels:
+        notes.append(
+            "the model has several nets, and validation images of one may be training images of the others: on new "
+            "images labels may change more"
+        )
+    return notes
 
 
 def _cost(predictor: "Predictor", report: "ParityReport", images: "ParityImages") -> list[dict[str, Any]]:
@@ -138,11 +185,17 @@ def cost_lines(parity: Mapping[str, Any]) -> list[str]:
     )
     changes = (
         f"in int8, with ranges from {parity['n_calibration_images']} images, {n_labels} of {n_images} others "
-        f"({parity['images']}) have another label than in float32 and {n_calls} another decision; largest difference "
-        f"of a probability {parity['max_probability_difference']:.2g}"
+        f"({parity['images']}) have another label than in float32 ({_interval_text(parity['label_change_ci95'])}) and "
+        f"{n_calls} another decision; largest difference of a probability {parity['max_probability_difference']:.2g}"
     )
-    costs = [_cost_line(entry) for entry in parity["cost"]]
-    return [changes, *(costs or ["accuracy, AUROC and calibration: not measured, since no labels are at hand"])]
+    return [changes, *parity["notes"], *_cost_lines(parity["cost"])]
+
+
+def _cost_lines(cost: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    if not cost:
+        reason = "the other inputs were random numbers" if cost is None else "no labels are at hand"
+        return [f"accuracy, AUROC and calibration: not measured, since {reason}"]
+    return [_cost_line(entry) for entry in cost]
 
 
 def _cost_line(entry: Mapping[str, Any]) -> str:

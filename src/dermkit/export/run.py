@@ -12,6 +12,7 @@ from dermkit.export.int8 import (
     MAX_LABEL_CHANGES,
     Int8Images,
     calibration_batches,
+    check_compared,
     check_label_changes,
     cost_lines,
     divide_images,
@@ -76,9 +77,9 @@ def export_model(
 
     to: "onnx" or "openvino". out: a new folder, or one of an earlier export, which is replaced at the end. images:
     files, folders or patterns to compare on; () = validation images of the model's run, or drawn lesions where these
-    are not at hand. int8: weights and activations in 8 bits, with ranges from every second image, compared on the
-    others. max_label_changes: largest fraction of these, 0 to 1, that may have another label in int8. Whatever fails,
-    nothing is left in `out` or beside it, and an earlier export stays.
+    are not at hand. int8: weights and activations in 8 bits, with ranges from images at equal steps, compared on the
+    others. max_label_changes: largest fraction of these, 0 to 1, that may have another label in int8, its interval
+    included. Whatever fails, nothing is left in `out` or beside it, and an earlier export stays.
 
     Raises `UsageError` for another format, a package that is absent or too old, a net that the format cannot hold, and
     too few images for int8; `UntrustedError` for a changed model, and where the exported nets do not give what torch
@@ -95,7 +96,8 @@ def export_model(
 
     with scratch_folder(place, progress or Progress()) as scratch:
         predictor = load_model(model, progress=progress)
-        check_usable(parity_images, predictor.resizings)
+        for part in (int8_images.calibration, int8_images.comparison) if int8_images else (parity_images,):
+            check_usable(part, predictor.resizings)
         for number in range(len(predictor.nets)):
             say(f"writing net {number + 1} of {len(predictor.nets)} as {to}")
             _write_net(predictor, number, to, scratch, int8_images)
@@ -124,6 +126,7 @@ def _check_comparison(
     if int8_images is None:
         report.check(to)
         return _Comparison(report.as_dict(), tuple(report.sentences()))
+    check_compared(report)
     check_label_changes(report, max_label_changes)
     parity = int8_parity(predictor, report, int8_images, max_label_changes)
     return _Comparison(parity, tuple(cost_lines(parity)))

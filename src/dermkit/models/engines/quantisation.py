@@ -10,7 +10,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from dermkit.errors import UsageError
+from dermkit.errors import DermkitError, UsageError
+from dermkit.files import output_errors
 from dermkit.models.engines.packages import load_onnx, load_onnxruntime
 
 _QUANTISED = ("Conv", "Gemm", "MatMul")
@@ -20,14 +21,14 @@ _QUANTISED = ("Conv", "Gemm", "MatMul")
 def quantise(content: bytes, batches: Iterable[Mapping[str, NDArray[Any]]]) -> bytes:
     """Return an ONNX net in int8. content: in float32. batches: inputs of the net, from which the ranges are taken.
 
-    Raises `UsageError` where the tool cannot quantise it.
+    Raises `UsageError` where the tool cannot quantise it, `OutputError` where the temporary folder cannot be written.
     """
     load_onnxruntime()
     onnx = load_onnx()
     from onnxruntime import quantization
 
     float_net = onnx.load_from_string(content)
-    with tempfile.TemporaryDirectory() as work:
+    with output_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as work:
         source, prepared, result = (Path(work) / name for name in ("float32.onnx", "prepared.onnx", "int8.onnx"))
         source.write_bytes(content)
         try:
@@ -38,6 +39,8 @@ def quantise(content: bytes, batches: Iterable[Mapping[str, NDArray[Any]]]) -> b
                 op_types_to_quantize=list(_QUANTISED), per_channel=True,
                 activation_type=quantization.QuantType.QInt8, weight_type=quantization.QuantType.QInt8,
             )  # fmt: skip
+        except (DermkitError, MemoryError, OSError):  # of the images, the memory and the disk, not of the net
+            raise
         except Exception as error:  # whatever its passes over the graph do
             raise UsageError(
                 f"the net cannot be written in int8: {type(error).__name__}: {' '.join(str(error).split())[:300]}",
