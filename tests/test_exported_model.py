@@ -322,6 +322,22 @@ def test_the_folder_names_no_training_image(exported: Path, ensemble: Path) -> N
             assert set(archive.files) == {"format", "mean", "axes", "points", "labels", "calibration"}
 
 
+def test_a_later_format_of_the_card_breaks_no_exported_folder(
+    spoiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def migrate(card: dict[str, Any]) -> dict[str, Any]:
+        return {**card, "evaluation": {**card["evaluation"], "added": []}, "format": 9}
+
+    assert MODEL_JSON.format == 8
+    later = replace(MODEL_JSON, format=9, migrations={**MODEL_JSON.migrations, 8: migrate})
+    for module in ("prediction.model_content", "models.exported_folder"):
+        monkeypatch.setattr(f"dermkit.{module}.MODEL_JSON", later)
+    assert load_model(spoiled).card["evaluation"]["added"] == []
+    rewrite(spoiled, set_in("evaluation", "n", value=49))
+    with pytest.raises(UntrustedError, match=r"evaluation is not what model\.json has"):
+        load_model(spoiled)
+
+
 # Refused --------------------------------------------------------------------------------------------------------------
 
 

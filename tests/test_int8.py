@@ -23,12 +23,18 @@ from dermkit.export import run as export_run
 from dermkit.export.int8 import check_compared, check_label_changes, cost_lines, divide_images, int8_parity
 from dermkit.export.run import ExportOutcome, export_model
 from dermkit.images.preprocess import Preprocessing
+from dermkit.models.card import MODEL_CARD_FILE
+from dermkit.models.checksums import write_checksums
 from dermkit.models.engines.graph import onnx_bytes
 from dermkit.models.engines.quantisation import quantise
+from dermkit.monitoring.model_reference import read_monitored_model
 from dermkit.prediction.load import load_model
 from dermkit.prediction.parity import ParityReport
 from dermkit.prediction.parity_images import ParityImages
 from dermkit.progress import Progress
+from dermkit.serving.jobs import WorkerSettings
+from dermkit.serving.schemas import ModelAnswer
+from dermkit.serving.served_model import ServedModel
 from test_exported_model import rewrite, set_in
 
 for _package in ("onnx", "onnxscript", "onnxruntime"):
@@ -136,6 +142,10 @@ def test_a_folder_in_int8_is_checked_too(outcome: ExportOutcome, tmp_path: Path)
         (set_in("parity", "n_different_labels", value=1000), "1000 of"),
         (set_in("parity", "max_label_changes", value=2.0), "at most 2.0 of them"),
         (set_in("nets", 0, "test_pictures", value=[[1.0, 0.0]] * 4), "int8 does not give here what was recorded"),
+        (
+            lambda content: content["parity"].update(n_different_labels=0, max_label_changes=0.05),
+            "more than 0.05 of all",
+        ),
         (lambda content: content["parity"].pop("max_label_changes"), "not that of an exported model"),
         (set_in("precision", value="float32"), "not that of an exported model"),
     ]):  # fmt: skip
@@ -259,6 +269,43 @@ def test_the_cost_of_random_metadata_is_unknown_and_several_nets_are_said(
     lines = " ".join(cost_lines(parity))
     assert "age" in lines and "random numbers" in lines and "training images of the others" in lines
     assert "not measured, since the other inputs were random numbers" in lines
+
+
+# Not passed for float32 ----------------------------------------------------------------------------------------------
+
+
+def served(folder: Path) -> ServedModel:
+    return ServedModel(WorkerSettings(folder, None, None, "cpu", 1, 10**7, 10**9))
+
+
+def test_what_is_served_and_monitored_is_not_passed_for_float32(
+    outcome: ExportOutcome, trained: Path, tmp_path: Path
+) -> None:
+    original, model = load_model(trained), load_model(outcome.folder)
+    assert (original.precision, model.precision) == ("float32", "int8")
+    facts, floats = (
+        ModelAnswer(**served(folder).facts(), limits={}) for folder in (outcome.folder, original.folder)
+    )
+    assert (facts.model.precision, floats.model.precision) == ("int8", "float32")
+    assert facts.model.model_key != floats.model.model_key and facts.model.sha256 == floats.model.sha256
+    assert floats.operating_points and floats.evaluation and not floats.why_no_test_figures
+    assert any(point.test_sensitivity for point in floats.operating_points)
+    assert not any(point.test_sensitivity or point.test_specificity for point in facts.operating_points)
+    assert facts.evaluation is None and "in int8" in facts.performance and "in int8" in facts.warnings[0]
+    monitored, known = (read_monitored_model(folder) for folder in (outcome.folder, original.folder))
+    assert (monitored.key, known.key) == (facts.model.model_key, floats.model.model_key)
+    assert known.test_rates and not monitored.test_rates
+    other = Path(shutil.copytree(outcome.folder, tmp_path / "other"))
+    (other / "net-0.onnx").write_bytes(outcome.nets[0].read_bytes() + b"\x72\x00")
+    write_checksums(other)
+    assert read_monitored_model(other).key != monitored.key, "other nets, other answers"
+
+
+def test_the_served_card_is_the_verified_one(trained: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained / "model", tmp_path / "model"))
+    model = served(folder)
+    (folder / MODEL_CARD_FILE).write_text("Always right.")
+    assert model.facts()["card"] == (trained / "model" / MODEL_CARD_FILE).read_text(encoding="utf-8")
 
 
 # What went wrong while it was quantised ------------------------------------------------------------------------------

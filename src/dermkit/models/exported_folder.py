@@ -4,7 +4,8 @@ It holds the nets as ONNX or OpenVINO files, export.json for whoever runs them, 
 training features, with which dermkit does what it does with the model folder.
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +13,8 @@ from typing import Any
 
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UntrustedError
-from dermkit.files import JsonFile
-from dermkit.models.card import EVALUATION_FIELD, POLICY_FIELDS
+from dermkit.files import JsonFile, canonical_json, sha256_bytes
+from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, POLICY_FIELDS
 from dermkit.models.checksums import CHECKSUM_FILE, expected_hashes
 from dermkit.models.members import MemberFields
 
@@ -51,6 +52,30 @@ def exported_features_file(number: int) -> str:
 def is_exported(folder: Path) -> bool:
     """Return whether a folder is an exported one, by its checksums; raises `UntrustedError` for broken ones."""
     return (folder / CHECKSUM_FILE).is_file() and EXPORT.name in expected_hashes(folder)
+
+
+def cards_by_format(content: bytes) -> Iterator[dict[str, Any]]:
+    """Yield a model.json, verified and readable, as the file has it, and as each later format has it up to today's.
+
+    The version that exported a model wrote into export.json what the card was in the format of its day.
+    """
+    card = json.loads(content)
+    yield card
+    while card["format"] < MODEL_JSON.format:
+        card = MODEL_JSON.migrations[card["format"]](card)
+        yield card
+
+
+def exported_model_key(export: Mapping[str, Any], file_hashes: Mapping[str, str]) -> str:
+    """Return what names the answers of an exported folder: in float32 they are those of its model, in int8 they differ.
+
+    export: of export.json. file_hashes: file name -> SHA-256. Raises `KeyError` where a net is not among them.
+    """
+    key = str(export["model_key"])
+    if export["precision"] != INT8:
+        return key
+    names = [name for number in range(len(export["nets"])) for name in net_files(number, export["exported_to"])]
+    return sha256_bytes(canonical_json([key, INT8, [file_hashes[name] for name in names]]).encode())
 
 
 def described_card(card: Mapping[str, Any], classes: Sequence[LesionClass]) -> dict[str, Any]:

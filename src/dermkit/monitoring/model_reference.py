@@ -16,7 +16,7 @@ from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, features_file, is_tested_ensemble
 from dermkit.models.card_fields import read_card_classes
 from dermkit.models.checksums import CHECKSUM_FILE, VerifiedFiles, read_verified
-from dermkit.models.exported_folder import EXPORT, exported_features_file
+from dermkit.models.exported_folder import EXPORT, INT8, exported_features_file, exported_model_key
 from dermkit.monitoring.reference import KnownRate, MonitoredModel
 from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.runs.model_key import model_key
@@ -27,6 +27,7 @@ _MAX_HEADER_BYTES = 2**20
 SINGLE_NETS_REASON = (
     "the test figures of the model are of its single nets, each at its own threshold, not of their mean"
 )
+INT8_REASON = "the model is in int8, and the test figures of its card are of float32"
 
 
 def read_monitored_model(folder: Path) -> MonitoredModel:
@@ -41,14 +42,16 @@ def read_monitored_model(folder: Path) -> MonitoredModel:
             f"{folder / CHECKSUM_FILE}: does not list {MODEL_JSON.name}", remedy="copy the model anew"
         )
     card = MODEL_JSON.parse(files[MODEL_JSON.name], folder / MODEL_JSON.name)
+    export = EXPORT.parse(files[EXPORT.name], folder / EXPORT.name) if EXPORT.name in files else {}
     try:
         classes = read_card_classes(card)
-        is_of_single_nets = bool(card.get(EVALUATION_FIELD)) and not is_tested_ensemble(card)
+        key = exported_model_key(export, files.hashes) if export else model_key(card, files.hashes)
+        why_no_rates = _why_no_rates(card, export)
         return MonitoredModel(
-            str(card["recipe"].get("name", "unnamed")), _key_of(folder, card, files),
+            str(card["recipe"].get("name", "unnamed")), key,
             {one.name: one.malignancy == "malignant" for one in classes},
-            {} if is_of_single_nets else _test_rates(card), _validation_group_count(card, files),
-            SINGLE_NETS_REASON if is_of_single_nets else "",
+            {} if why_no_rates else _test_rates(card), _validation_group_count(card, files),
+            why_no_rates,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UntrustedError(
@@ -56,10 +59,13 @@ def read_monitored_model(folder: Path) -> MonitoredModel:
         ) from error
 
 
-def _key_of(folder: Path, card: Mapping[str, Any], files: VerifiedFiles) -> str:
-    if EXPORT.name in files:
-        return str(EXPORT.parse(files[EXPORT.name], folder / EXPORT.name)["model_key"])
-    return model_key(card, files.hashes)
+def _why_no_rates(card: Mapping[str, Any], export: Mapping[str, Any]) -> str:
+    """Return why the test figures of a card are not of the model that answers, "" where they are; export: or {}."""
+    if not card.get(EVALUATION_FIELD):
+        return ""
+    if export.get("precision") == INT8:
+        return INT8_REASON
+    return "" if is_tested_ensemble(card) else SINGLE_NETS_REASON
 
 
 def _test_rates(card: Mapping[str, Any]) -> dict[str, dict[str, KnownRate]]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import canonical_json, sha256_bytes
+from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
 from dermkit.models.card_fields import read_broken_guarantees, read_card_policy
 from dermkit.models.checksums import VerifiedFiles
@@ -47,9 +48,11 @@ from dermkit.models.exported_folder import (
     OPENVINO_FORMAT,
     README_FILE,
     SUFFIXES,
+    cards_by_format,
     described_card,
     described_member,
     exported_features_file,
+    exported_model_key,
     net_files,
 )
 from dermkit.models.members import MemberFields
@@ -119,7 +122,7 @@ def load_exported_model(
         sha256_bytes(files[MODEL_JSON.name]), progress, read_card_policy(folder, card),
         parse_training_images(files[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
         tuple(None if is_int8 else _read_features(content, number, n) for number, n in enumerate(n_features)),
-        files_sha256=files.sha256, model_key=str(export["model_key"]),
+        files_sha256=files.sha256, model_key=exported_model_key(export, files.hashes), precision=export["precision"],
     )  # fmt: skip
 
 
@@ -148,9 +151,7 @@ def _check_export(content: ModelContent, export: Mapping[str, Any]) -> str:
         raise _broken(folder, f"of another model than {MODEL_JSON.name} beside it: model_sha256 differs")
     if len(export["nets"]) != len(content.members):
         raise ValueError(f"{len(export['nets'])} nets, and the model has {len(content.members)}")
-    described = described_card(content.card, content.classes)
-    for name, value in described.items():
-        _check_same(folder, name, export[name], value)
+    _check_card(content, export)
     for number, (net, member) in enumerate(zip(export["nets"], content.members, strict=True)):
         for name, value in described_member(member).items():
             _check_same(folder, f"nets[{number}].{name}", net[name], value)
@@ -158,6 +159,17 @@ def _check_export(content: ModelContent, export: Mapping[str, Any]) -> str:
     check = _check_parity if export["precision"] == FLOAT32 else _check_label_changes
     check(folder, export["parity"])
     return str(exported)
+
+
+def _check_card(content: ModelContent, export: Mapping[str, Any]) -> None:
+    """Raise `UntrustedError` unless export.json repeats model.json, in one of the formats up to today's."""
+    described: dict[str, Any] = {}
+    for card in cards_by_format(content.files[MODEL_JSON.name]):
+        described = described_card(card, content.classes)
+        if all(canonical_json(export[name]) == canonical_json(value) for name, value in described.items()):
+            return
+    for name, value in described.items():
+        _check_same(content.folder, name, export[name], value)
 
 
 def _check_same(folder: Path, field: str, exported: Any, original: Any) -> None:
@@ -188,6 +200,10 @@ def _check_label_changes(folder: Path, parity: Mapping[str, Any]) -> None:
     n_images, n_changes, limit = (parity[name] for name in ("n_images", "n_different_labels", "max_label_changes"))
     if not (type(n_changes) is type(n_images) is int and 0 <= n_changes <= float(limit) * n_images <= n_images):
         raise _broken(folder, f"{n_changes} of {n_images} labels changed in int8, and at most {limit} of them may")
+    if n_images == 0 or not proportion_interval(n_changes, n_images)[0][1] <= float(limit):
+        raise _broken(
+            folder, f"{n_changes} of {n_images} labels changed in int8: more than {limit} of all images may do so"
+        )
 
 
 def _int8_warning(parity: Mapping[str, Any]) -> str:

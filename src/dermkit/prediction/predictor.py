@@ -23,6 +23,7 @@ from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy
 from dermkit.models.ensemble_engine import EnsembleEngine
+from dermkit.models.exported_folder import FLOAT32
 from dermkit.models.members import (
     MemberFields,
     distinct_resizings,
@@ -69,8 +70,9 @@ class Predictor:
     isic_id, split) of the images that the training used, from the bytes that were verified. broken_guarantees: those
     that the test images broke, as the model says. training_features: what each net's training images look like to it,
     None where the folder holds none. sha256: of model.json; files_sha256: of the list of hashes of all files that were
-    loaded; model_key: of what decides answers. "" = in no folder. reload: a function and its arguments, with which
-    another process loads it; None = it cannot.
+    loaded; model_key: of what decides answers. "" = in no folder. precision: float32, or
+    int8, for which thresholds and test figures of the card do not hold. reload: a function and its arguments, with
+    which another process loads it; None = it cannot.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Predictor:
     training_features: tuple[ReferenceFeatures | None, ...] = ()
     files_sha256: str = ""
     model_key: str = ""
+    precision: str = FLOAT32
     reload: tuple[Callable[..., "Predictor"], tuple[Any, ...]] | None = None
 
     @property

@@ -9,6 +9,7 @@ from dermkit.files import canonical_json, sha256_bytes
 from dermkit.metrics.decisions.apply import ActivePolicy, find_broken
 from dermkit.models.card import EVALUATION_FIELD, is_ensemble, is_tested_ensemble
 from dermkit.models.card_fields import known_performance
+from dermkit.models.exported_folder import FLOAT32
 from dermkit.prediction.decisions import (
     GUARANTEE_SCOPE,
     NO_POLICY_TEXT,
@@ -30,10 +31,12 @@ def model_facts(
     """Return the fields of `ModelAnswer` but for `limits`. policy: in use, None where the model has none."""
     card = predictor.card
     why_no_explain, test = why_no_maps(predictor), predictor.outlier_test
+    why_no_figures = why_no_test_figures(predictor)
     return {
         "model": {
             "name": str(card["recipe"].get("name", "unnamed")), "model_key": predictor.model_key,
             "sha256": predictor.sha256, "files_sha256": predictor.files_sha256, "version": __version__,
+            "precision": predictor.precision,
             "preprocessing_sha256": sha256_bytes(
                 canonical_json([member["preprocessing"] for member in card["members"]]).encode()
             ),
@@ -43,8 +46,12 @@ def model_facts(
             for entry in predictor.classes
         ],
         "training": _training(card),
-        "performance": known_performance(card),
-        "evaluation": _evaluation(card),
+        "performance": (
+            f"Test performance of this model: not known: {why_no_figures}." if why_no_figures
+            else known_performance(card)
+        ),
+        "evaluation": None if why_no_figures else _evaluation(card),
+        "why_no_test_figures": why_no_figures,
         "operating_points": _operating_points(predictor, policy),
         "operating_point": _point_name(policy),
         "decision_threshold": _threshold(policy),
@@ -67,6 +74,16 @@ def why_no_maps(predictor: "Predictor") -> str:
     if missing:
         return f"the server lacks the packages {' and '.join(missing)} (pip install 'dermkit[train]')"
     return "" if predictor.runtime.nets else "an exported folder holds no nets that gradients can be taken of"
+
+
+def why_no_test_figures(predictor: "Predictor") -> str:
+    """Return why the test figures of the card are not those of the model that answers, "" where they are."""
+    if predictor.precision == FLOAT32:
+        return ""
+    return (
+        f"its nets are in {predictor.precision}, and thresholds, guarantees and test figures of its card are those of "
+        f"{FLOAT32}"
+    )
 
 
 def _training(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,14 +112,16 @@ def _evaluation(card: Mapping[str, Any]) -> dict[str, Any] | None:
 def _operating_points(predictor: "Predictor", policy: ActivePolicy | None) -> list[dict[str, Any]]:
     if policy is None:
         return []
-    rows, tested = [], (predictor.card.get(EVALUATION_FIELD) or {}).get("operating_points", {})
+    reason = why_no_test_figures(predictor)
+    evaluation = {} if reason else predictor.card.get(EVALUATION_FIELD) or {}
+    rows, tested = [], evaluation.get("operating_points", {})
     for point in policy.policy.operating_points:
         broken = find_broken(predictor.broken_guarantees, point.name)
         rows.append(
             {
                 "name": point.name, "rate": point.rate, "target": point.target, "threshold": point.threshold,
                 "n": point.n, "guaranteed": point.guaranteed, "broken": broken is not None,
-                "guarantee": guarantee_text(point, broken),
+                "guarantee": f"in {FLOAT32}: " * bool(reason) + guarantee_text(point, broken),
                 **{f"test_{rate}": estimate for rate, estimate in tested.get(point.name, {}).items()},
             }
         )  # fmt: skip
@@ -131,6 +150,8 @@ def _threshold(policy: ActivePolicy | None) -> float | None:
 def _warnings(predictor: "Predictor", policy: ActivePolicy | None) -> list[str]:
     """Return what has to be read before any answer, the first first."""
     warnings = [] if policy is None else [*broken_sentences(policy), *policy_warnings(policy)]
+    if reason := why_no_test_figures(predictor):
+        warnings.insert(0, f"{reason}: how often it is right in {predictor.precision} is not known")
     if policy is None:
         warnings.append("the model has no decision policy, so probabilities are not calibrated")
     elif not no_call_reason(policy):

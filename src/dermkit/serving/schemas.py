@@ -17,6 +17,7 @@ class ModelReference(BaseModel):
 
     name: of its recipe. model_key: of what decides its answers; sha256: of model.json; files_sha256: of the list of
     hashes of all its files. version: of dermkit. preprocessing_sha256: of how each net's pixels are prepared.
+    precision: float32 or int8, of its nets.
     """
 
     model_config = _CONFIG
@@ -26,6 +27,7 @@ class ModelReference(BaseModel):
     files_sha256: str
     version: str
     preprocessing_sha256: str = ""
+    precision: str = "float32"
 
 
 class ClassAnswer(BaseModel):
@@ -245,7 +247,8 @@ class ModelAnswer(BaseModel):
 
     training: recipe, data set with its number of images, licences and starting weights, as model.json has them.
     prediction_sets: null where the model makes none.
-    evaluation: null where the model scored no test images. metadata_fields: which of age, sex and site the model takes.
+    evaluation: null where the model scored no test images, or in int8; why_no_test_figures: why those of the card are
+    not of the model that answers, "" where they are. metadata_fields: which of age, sex and site the model takes.
     explain: whether heat maps can be made; why_no_explain: "" where they can. card: MODEL_CARD.md, for people.
     """
 
@@ -255,6 +258,7 @@ class ModelAnswer(BaseModel):
     training: dict[str, Any]
     performance: str
     evaluation: EvaluationFacts | None
+    why_no_test_figures: str = ""
     operating_points: list[OperatingPointFacts]
     operating_point: str
     decision_threshold: float | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dermkit.errors import DermkitError, ImageRejected, ResourceError, printable
 from dermkit.images.decode import LesionImage, open_image
 from dermkit.images.statistics import ImageStatistics, image_statistics
-from dermkit.models.card import MODEL_CARD_FILE
+from dermkit.models.card import card_text
 from dermkit.prediction.image_prediction import ImagePrediction
 from dermkit.prediction.inputs import ImageRef
 from dermkit.prediction.metadata_table import find_metadata
@@ -58,14 +58,13 @@ class ServedModel:
     def facts(self) -> dict[str, Any]:
         """Return what the model is, as /v1/model gives it, but for the limits of the server."""
         self._predictor.engine  # noqa: B018  made now, so that the first request does not wait for it
-        card_path = self._predictor.folder / MODEL_CARD_FILE
-        card_text = card_path.read_text(encoding="utf-8") if card_path.is_file() else ""
-        return model_facts(self._predictor, self._policy, coverage=self._coverage, card_text=card_text)
+        text = card_text(self._predictor.card)  # of the verified bytes: the file may have been written anew since
+        return model_facts(self._predictor, self._policy, coverage=self._coverage, card_text=text)
 
     # Predictions -----------------------------------------------------------------------------------------------------
 
     def predict(self, jobs: Sequence[ImageJob], report: JobListener) -> None:
-        """JobListener the answer for each image as it comes; refused ones too."""
+        """Report the answer for each image as it comes; refused ones too."""
         opened = ordered_map(partial(self._open, report), enumerate(jobs), n_threads=self._threads)
         group: list[_OpenedImage] = []
         for one in opened:

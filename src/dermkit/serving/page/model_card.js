@@ -34,7 +34,10 @@ function section(title, ...children) {
 
 function testSections(model) {
   const { evaluation } = model;
-  if (!evaluation) return [element("p", {}, "Not known: this model has scored no test images.")];
+  if (!evaluation)
+    return [
+      element("p", {}, sentence(`not known: ${model.why_no_test_figures || "this model has scored no test images"}`)),
+    ];
   const point = pointInUse(model);
   return [
     element("p", {}, evaluation.verdict),

@@ -57,7 +57,13 @@ function testFact(model) {
     return fact(
       "On its test images",
       element("p", { class: "figure" }, "Not known"),
-      element("p", { class: "soft" }, "It has scored no test images, so how often it is right is not known."),
+      element(
+        "p",
+        { class: "soft" },
+        model.why_no_test_figures
+          ? sentence(model.why_no_test_figures)
+          : "It has scored no test images, so how often it is right is not known.",
+      ),
     );
   return figureFact(first[0].replaceAll("_", " "), first[1], "");
 }
