@@ -33,11 +33,17 @@ REFERENCE = MonitoredModel(
 )  # fmt: skip
 
 
+def right_probability(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of malignant images at each score, (n,): of `draw_units`, so that its probabilities are right."""
+    log_odds = np.log(0.15 / 0.85) + (3.5 * scores + (2.5**2 - 1) / 2) / 1.3**2
+    return np.asarray(1 / (1 + np.exp(-log_odds)), dtype=np.float64)
+
+
 def draw_units(generator: np.random.Generator, n: int) -> dict[str, Any]:
     """Draw what a log says of n images without drift: column -> (n,) values, texts as arrays of str."""
     is_malignant = generator.random(n) < 0.15
     log_odds = generator.normal(np.where(is_malignant, 1.0, -2.5), 1.3)
-    probability = 1 / (1 + np.exp(-log_odds))
+    probability = right_probability(log_odds)
     site = generator.choice(["clinic A", "clinic B", "clinic C"], n, p=[0.5, 0.3, 0.2])
     light = generator.normal(0, 12, n)
     units: dict[str, Any] = {

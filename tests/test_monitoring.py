@@ -37,7 +37,7 @@ from dermkit.monitoring.reference import KnownRate
 from dermkit.monitoring.units import RepeatFilter
 from dermkit.monitoring.values import TEXT_FIELDS, ValueSums, mean_or_share_text
 from dermkit.monitoring.watch import Watch, WatchedRows
-from monitoring_tools import POINT, REFERENCE, START, Change, followed, simulate, text_counts
+from monitoring_tools import POINT, REFERENCE, START, Change, followed, right_probability, simulate, text_counts
 
 DAY = 86400.0
 
@@ -367,7 +367,7 @@ def more_malignant(units: dict[str, Any], generator: np.random.Generator) -> Non
     n = len(units["site"])
     is_malignant = generator.random(n) < 0.3  # 15 % before
     log_odds = generator.normal(np.where(is_malignant, 1.0, -2.5), 1.3)
-    units["is_malignant"], units["malignant_probability"] = is_malignant, 1 / (1 + np.exp(-log_odds))
+    units["is_malignant"], units["malignant_probability"] = is_malignant, right_probability(log_odds)
     units["positive"] = generator.random(n) < np.where(is_malignant, 0.9, 0.3)
 
 
