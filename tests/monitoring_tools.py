@@ -34,7 +34,7 @@ REFERENCE = MonitoredModel(
 
 
 def right_probability(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of malignant images at each score, (n,): of `draw_units`, so that its probabilities are right."""
+    """Return the share of malignant images at each score of `draw_units`, (n,): right probabilities."""
     log_odds = np.log(0.15 / 0.85) + (3.5 * scores + (2.5**2 - 1) / 2) / 1.3**2
     return np.asarray(1 / (1 + np.exp(-log_odds)), dtype=np.float64)
 
