@@ -15,6 +15,7 @@ import numpy as np
 from dermkit.metrics.decisions.outlier_test import MAX_FALSE_ALARM_RATE
 from dermkit.metrics.stats.arrays import Bools, Floats
 from dermkit.metrics.stats.estimate import Estimate
+from dermkit.models.card import MODEL_JSON
 from dermkit.monitoring.checks import MONITOR_CHECKS, PERFORMANCE_CHECKS, Statistic, statistics_of
 from dermkit.monitoring.evidence import EvidencePath, Standing, mean_capital
 from dermkit.monitoring.performance import OutcomeTable
@@ -126,7 +127,7 @@ def _watches_of(statistic: Statistic, model: MonitoredModel, operating_point: st
         figure = Estimate(0.0, None, 0, FIXED, "by definition")
         yield Watch(statistic, PROBABILITY_REFERENCE, figure=figure)
     elif rate is not None and (rate.n_effective >= MIN_REFERENCE_UNITS or not date):
-        figure = Estimate(rate.value, rate.ci95, rate.n, "model.json")
+        figure = Estimate(rate.value, rate.ci95, rate.n, MODEL_JSON.name)
         watch = Watch(statistic, TEST_REFERENCE.format(point=operating_point), figure=figure)
         watch.add_counts(round(rate.value * rate.n_effective), rate.n_effective)
         yield watch
