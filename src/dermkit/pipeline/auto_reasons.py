@@ -159,10 +159,7 @@ def classifiers_choice(classifiers: Sequence[ClassifierDraft]) -> list[PlanChoic
 
 def seeds_choice(candidates: Sequence[Candidate], further: Sequence[Candidate]) -> list[PlanChoice]:
     """Return which whole nets are trained from further seeds; nothing where none has all its epochs."""
-    seconds = {
-        one.recipe.name: one.seconds for one in candidates
-        if one.recipe.phases[0].train_backbone == "all" and one.recipe.phases[0].epochs == MOST_EPOCHS
-    }  # fmt: skip
+    seconds = {one.recipe.name: one.seconds for one in candidates if one.has_all_epochs}
     if not seconds:
         return []
     costs = "; ".join(f"{name} takes {cost:,.0f} s" for name, cost in seconds.items())

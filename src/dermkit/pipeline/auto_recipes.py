@@ -84,6 +84,12 @@ class Candidate:
     weights_file: Path | None
     seconds: float
 
+    @property
+    def has_all_epochs(self) -> bool:
+        """Return whether it is a whole net with all the epochs that a net gets."""
+        phase = self.recipe.phases[0]
+        return phase.train_backbone == "all" and phase.epochs == MOST_EPOCHS
+
 
 @dataclass(frozen=True)
 class RaceDrafts:
@@ -173,10 +179,7 @@ def further_seeds(candidates: Sequence[Candidate], budget: float) -> list[Candid
 
     Only nets that have all the epochs that a net gets: for others more epochs are worth more than another seed.
     """
-    whole = [
-        one for one in candidates
-        if one.recipe.phases[0].train_backbone == "all" and one.recipe.phases[0].epochs == MOST_EPOCHS
-    ]  # fmt: skip
+    whole = [candidate for candidate in candidates if candidate.has_all_epochs]
     further = []
     for step in range(1, MOST_SEEDS):
         for candidate in whole:
