@@ -132,7 +132,7 @@ def _watches_of(statistic: Statistic, model: MonitoredModel, operating_point: st
         watch.add_counts(round(rate.value * rate.n_effective), rate.n_effective)
         yield watch
     elif date:
-        yield Watch(statistic, LOG_REFERENCE.format(date=date))
+        yield Watch(statistic, LOG_REFERENCE.format(date=date), is_of_log=True)
     elif statistic.column == "outside" and model.n_validation_groups:
         n = model.n_validation_groups
         figure = Estimate(MAX_FALSE_ALARM_RATE, None, n, FIXED, f"limit by design, on {n:,} validation lesions")
@@ -167,7 +167,7 @@ def follow(
         for check in checks.values():
             values = {number: watch.statistic.values(chunk) for number, watch in enumerate(check.watches)}
             for number, watch in enumerate(check.watches):
-                if watch.source.startswith(LOG_REFERENCE.split("{")[0]):
+                if watch.is_of_log:
                     watch.add_reference(values[number][is_reference])
             if check.name not in PERFORMANCE_CHECKS:
                 check.update({number: one[~is_reference] for number, one in values.items()}, batch)

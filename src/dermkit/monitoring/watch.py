@@ -46,6 +46,7 @@ class WatchedRows:
 class Watch:
     """A statistic as it is watched. reference: its sums. source: what the reference is, in words. periods: name ->
     sums. standing: its evidence after its latest value. figure: the reference as shown, None = of its sums.
+    is_of_log: whether rows of the log are its reference.
     """
 
     statistic: Statistic
@@ -57,6 +58,7 @@ class Watch:
     evidence: Evidence = field(init=False)
     standing: Standing = field(default_factory=Standing)
     figure: Estimate | None = None
+    is_of_log: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.odds_ratios)
