@@ -189,14 +189,15 @@ def _decode(header: ImageHeader) -> tuple[Image.Image | RgbPixels, tuple[str, ..
         raise HeaderRejected(
             RejectionReason.BROKEN, f"two sizes: {header.width} x {header.height} and {raw_image.size}"
         )
+    is_jpeg = raw_image.format == "JPEG"  # that in a DICOM file too
     # A progressive file can lose the end of its last scan without a warning of the decoder (2 of 1,000 cut files).
-    is_sequential = header.format == "JPEG" and not raw_image.info.get("progressive")
+    is_sequential = is_jpeg and not raw_image.info.get("progressive")
     pixels = plain_jpeg_pixels(header.data, raw_image.mode) if is_sequential else None
     if pixels is not None and pixels.shape[:2] == (header.height, header.width):
         return _convert_plain(pixels, raw_image.info.get("icc_profile"), header)
     raw_image.load()
     notes = list(header.notes)
-    if raw_image.format == "JPEG" and not _is_damaged(notes):
+    if is_jpeg and not _is_damaged(notes):
         notes += pixel_damage(raw_image, header.data)
     return upright_srgb(raw_image, header, notes)
 
