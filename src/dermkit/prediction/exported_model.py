@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import canonical_json, sha256_bytes
 from dermkit.metrics.stats.intervals import proportion_interval
-from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
-from dermkit.models.card_fields import read_broken_guarantees, read_card_policy
+from dermkit.models.card import MODEL_JSON
 from dermkit.models.checksums import VerifiedFiles
 from dermkit.models.engines.packages import (
     AUTO,
@@ -60,9 +59,8 @@ from dermkit.models.net_engine import software_versions
 from dermkit.models.test_pictures import draw_test_pictures
 from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import parse_exported_features
-from dermkit.models.training_images import parse_training_images
 from dermkit.prediction.model_content import ModelContent, read_model_content
-from dermkit.prediction.predictor import Predictor
+from dermkit.prediction.predictor import Predictor, predictor_of
 from dermkit.progress import Progress
 
 _ENGINES_OF_FORMAT: Mapping[str, tuple[str, ...]] = {
@@ -116,13 +114,10 @@ def load_exported_model(
     progress.say(f"engine: {engine_text(name)}, which reads this folder, exported to {exported}")
     if is_int8:
         progress.say(_int8_warning(export["parity"]))
-    files, card = content.files, content.card
-    return Predictor(
-        folder, content.classes, content.members, SessionRuntime(tuple(engines), software_versions()), card,
-        sha256_bytes(files[MODEL_JSON.name]), progress, read_card_policy(folder, card),
-        parse_training_images(files[TRAINING_IMAGES_FILE], folder), read_broken_guarantees(folder, card),
-        tuple(None if is_int8 else _read_features(content, number, n) for number, n in enumerate(n_features)),
-        files_sha256=files.sha256, model_key=exported_model_key(export, files.hashes), precision=export["precision"],
+    features = (None if is_int8 else _read_features(content, number, n) for number, n in enumerate(n_features))
+    return predictor_of(
+        content, SessionRuntime(tuple(engines), software_versions()), progress, training_features=tuple(features),
+        model_key=exported_model_key(export, content.files.hashes), precision=export["precision"],
     )  # fmt: skip
 
 

@@ -4,14 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermkit.errors import UntrustedError, UsageError
-from dermkit.files import sha256_bytes
-from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
-from dermkit.models.card_fields import read_broken_guarantees, read_card_policy
 from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.exported_folder import is_exported
-from dermkit.models.training_images import parse_training_images
 from dermkit.prediction.model_content import read_model_content
-from dermkit.prediction.predictor import Predictor
+from dermkit.prediction.predictor import Predictor, predictor_of
 from dermkit.progress import Progress
 from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.runs.model_key import model_key
@@ -43,13 +39,10 @@ def _load_torch_model(folder: Path, device: str, progress: Progress) -> Predicto
         raise _without_torch(folder, error) from error
     torch_device = pick_device(device)
     content = read_model_content(folder)
-    files, card = content.files, content.card
     runtime = build_torch_nets(content, torch_device)
-    return Predictor(
-        folder, content.classes, content.members, runtime, card, sha256_bytes(files[MODEL_JSON.name]), progress,
-        read_card_policy(folder, card), parse_training_images(files[TRAINING_IMAGES_FILE], folder),
-        read_broken_guarantees(folder, card), read_training_features(content, runtime.nets),
-        files_sha256=files.sha256, model_key=model_key(card, files.hashes),
+    return predictor_of(
+        content, runtime, progress, model_key=model_key(content.card, content.files.hashes),
+        training_features=read_training_features(content, runtime.nets),
     )  # fmt: skip
 
 

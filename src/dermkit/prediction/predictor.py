@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from dermkit.data.manifest import LesionClass
 from dermkit.errors import UsageError
+from dermkit.files import sha256_bytes
 from dermkit.images.preprocess import Preprocessing
 from dermkit.metrics.decisions.apply import ActivePolicy
 from dermkit.metrics.decisions.guarantees import BrokenGuarantee
 from dermkit.metrics.decisions.policy import DecisionPolicy
+from dermkit.models.card import MODEL_JSON, TRAINING_IMAGES_FILE
+from dermkit.models.card_fields import read_broken_guarantees, read_card_policy
 from dermkit.models.ensemble_engine import EnsembleEngine
 from dermkit.models.exported_folder import FLOAT32
 from dermkit.models.members import (
@@ -40,12 +43,14 @@ from dermkit.models.net_engine import (
     default_batch_size,
 )
 from dermkit.models.training_features import ReferenceFeatures
+from dermkit.models.training_images import parse_training_images
 from dermkit.prediction import image_forms
 from dermkit.prediction.decisions import broken_sentences, select_policy
 from dermkit.prediction.image_forms import ImageForm
 from dermkit.prediction.image_prediction import ImagePrediction, describe_scores, prediction_frame
 from dermkit.prediction.inputs import ImageRef, find_images, image_batches
 from dermkit.prediction.metadata_table import find_metadata, metadata_lines
+from dermkit.prediction.model_content import ModelContent
 from dermkit.prediction.out_of_distribution import Distances, OutlierTest, join_distances, pairs_of
 from dermkit.prediction.pixels import DecodedImage, ImageScore, ImageSource, PixelStore, decode_batch, score_frame
 from dermkit.progress import Progress
@@ -394,3 +399,17 @@ def _is_data_loader_worker() -> bool:
     """Return whether this process is a worker of a torch DataLoader, which has loaded torch then."""
     loaders: Any = sys.modules.get("torch.utils.data")
     return loaders is not None and loaders.get_worker_info() is not None
+
+
+def predictor_of(
+    content: ModelContent, runtime: Runtime, progress: Progress, *, model_key: str,
+    training_features: tuple[ReferenceFeatures | None, ...], precision: str = FLOAT32,
+) -> Predictor:  # fmt: skip
+    """Return the model of a folder that was verified and read. runtime: what runs its nets."""
+    folder, files, card = content.folder, content.files, content.card
+    return Predictor(
+        folder, content.classes, content.members, runtime, card, sha256_bytes(files[MODEL_JSON.name]), progress,
+        read_card_policy(folder, card), parse_training_images(files[TRAINING_IMAGES_FILE], folder),
+        read_broken_guarantees(folder, card), training_features, files_sha256=files.sha256, model_key=model_key,
+        precision=precision,
+    )  # fmt: skip
