@@ -2,9 +2,12 @@
 
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +77,15 @@ def kill_writer(process: "subprocess.Popen[str]", seconds: float) -> list[str]:
 def random_seconds(generator: random.Random) -> float:
     """Return how long a writer may live: mostly short, so that it is killed within its first commits too."""
     return generator.choice((0.0, 0.01, 0.05, 0.2)) * (1 + generator.random())
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Hold the write lock of a database: to everybody else it is away."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()

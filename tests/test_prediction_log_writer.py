@@ -8,9 +8,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from dermkit.prediction_log.outbox import Outbox
 from dermkit.prediction_log.read import read_log
 from dermkit.prediction_log.verify import verify_log
 from dermkit.prediction_log.writer import default_outbox, open_log
-from prediction_log_tools import kill_writer, prediction_row, random_seconds, start_writer
+from prediction_log_tools import kill_writer, locked, prediction_row, random_seconds, start_writer
 
 LOG_KEY = "ab" * 8
 
@@ -37,18 +36,6 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "log.sqlite")
-
-
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Hold the write lock of a database: to everybody else it is away."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        connection.execute("ROLLBACK")
-        connection.close()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

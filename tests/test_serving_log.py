@@ -1,9 +1,8 @@
 """The server with a prediction log: a row before each answer, no answer without a row, and outcomes that come later."""
 
 import json
-import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +30,7 @@ from dermkit.serving.schemas import ModelAnswer
 from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker_process import Deliver
-from prediction_log_tools import prediction_row
+from prediction_log_tools import locked, prediction_row
 from served import MODEL_FACTS, Client, QuickWorker, Reply, form, run, scored
 
 MODEL = {**MODEL_FACTS["model"], "model_key": "ab" * 32, "preprocessing_sha256": "cd" * 32, "version": "0.1.0"}
@@ -102,15 +101,6 @@ async def send_outcomes(client: Client, outcomes: Any, key: str | None = None) -
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "log.sqlite")
-
-
-@contextmanager
-def locked(path: str) -> Iterator[None]:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")
-    yield
-    connection.execute("ROLLBACK")
-    connection.close()
 
 
 def test_a_row_for_each_image_before_the_answer(path: str) -> None:
