@@ -14,10 +14,11 @@ demo: setup
 
 # The gate, on two cores, with its slowest 60 tests. A test file stays with one process, so that the nets of its fixtures
 # are trained once. pytest comes last, so that its closing line is the last on the screen.
+# A process that dies ends the run and its test is named: pytest-xdist 3.8 starts another process and then waits for ever.
 # Compiled modules are kept, also where the environment says otherwise: hundreds of processes would compile them anew.
 test test-all: export PYTHONDONTWRITEBYTECODE =
 test: check
-	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations=60
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --max-worker-restart=0 --durations=60
 
 test-all: check
 	@$(BIN)/python -m pytest -m "slow or not slow"

@@ -1,8 +1,10 @@
 """`predict --engine`: every engine gives torch's numbers, auto takes the fastest of them, and what is wrong is said."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,30 @@ def test_an_engine_predicts_what_torch_predicts(
     assert tables["torch"][columns].max(axis=1).std() > 0.01
     mode = json.loads((tmp_path / engine / "predict.json").read_text())["inference_mode"]
     assert mode.startswith({"onnxruntime": "ONNX Runtime 1.", "openvino": "OpenVINO 20"}[engine])
+
+
+SIGNAL_AFTER_OPENVINO = """
+import faulthandler, gc, os, signal, sys, threading
+from pathlib import Path
+from dermkit.models.engines.sessions import OpenVinoSession
+faulthandler.enable()
+sessions = [OpenVinoSession(Path(sys.argv[1]))]
+dropping = threading.Thread(target=lambda: (sessions.clear(), gc.collect()))
+dropping.start()
+dropping.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="stacks of signal handlers as POSIX has them")
+def test_a_signal_is_handled_after_another_thread_has_dropped_an_openvino_net(
+    onnx_file: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(onnx_file)
+    done = subprocess.run([sys.executable, "-c", SIGNAL_AFTER_OPENVINO, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_auto_measures_once_and_takes_the_fastest_that_gives_the_numbers(

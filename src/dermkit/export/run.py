@@ -25,7 +25,7 @@ from dermkit.models.checksums import write_checksums
 from dermkit.models.engines.packages import check_packages, installed_version, load_openvino
 from dermkit.models.engines.quantisation import quantise
 from dermkit.models.engines.scoring import session_engine
-from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session
+from dermkit.models.engines.sessions import OnnxRuntimeSession, OpenVinoSession, Session, openvino_core
 from dermkit.models.exported_folder import (
     EXPORT,
     FLOAT32,
@@ -163,7 +163,7 @@ def _write_net(
         return
     openvino = load_openvino()
     try:
-        graph = openvino.Core().read_model(str(path))
+        graph = openvino_core().read_model(str(path))
         for name, text in properties.items():
             graph.set_rt_info(text, ["dermkit", name])
         # Its default would round the weights to 16 bits.

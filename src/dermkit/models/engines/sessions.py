@@ -5,6 +5,8 @@ Shapes: N images of S x S pixels, V test-time views, C features of an image, K c
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -76,6 +78,27 @@ class OnnxRuntimeSession:
         return NetOutputs(logits, features)
 
 
+@cache
+def openvino_core() -> Any:
+    """Return the process's core of OpenVINO, with its plugin for processors loaded.
+
+    The plugin gives the thread that loads it a stack for signal handlers, and frees that stack when the last user of
+    the plugin goes. Seen with OpenVINO 2026.4: where another thread was that last user, the next signal that Python
+    handles, Ctrl-C or the end of a child, killed the process by SIGSEGV. So a thread that ends at once loads the
+    plugin, and the core stays as long as the process.
+    """
+    core = load_openvino().Core()
+
+    def load_plugin() -> None:
+        with suppress(RuntimeError):  # said again, with the file's name, where a net is compiled
+            core.get_property("CPU", "FULL_DEVICE_NAME")
+
+    loading = threading.Thread(target=load_plugin)
+    loading.start()
+    loading.join()
+    return core
+
+
 class OpenVinoSession:
     """A `Session` of an OpenVINO (.xml beside .bin) or ONNX file.
 
@@ -83,7 +106,7 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, *, n_threads: int = 0, content: Sequence[bytes] = ()) -> None:
-        openvino, streams = load_openvino(), n_threads or cpu_count()
+        streams = n_threads or cpu_count()
         settings = {
             # The default is bfloat16 where the processor has it: probabilities would differ by a hundredth.
             "INFERENCE_PRECISION_HINT": "f32",
@@ -91,7 +114,7 @@ class OpenVinoSession:
             "ENABLE_CPU_PINNING": False,  # others decode images on the same cores
         }  # fmt: skip
         try:
-            core = openvino.Core()
+            core = openvino_core()
             self._net = core.compile_model(
                 core.read_model(*content) if content else core.read_model(str(path)), "CPU", settings
             )
