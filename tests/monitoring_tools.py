@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dermkit.files import sha256_bytes, write_text
 from dermkit.images.statistics import ImageStatistics
-from dermkit.models.card import card_files
+from dermkit.models.card import TRAINING_IMAGES_FILE, WEIGHTS_FILE, card_files
 from dermkit.models.checksums import write_checksums
 from dermkit.monitoring.checks import MONITOR_CHECKS
 from dermkit.monitoring.drift import CheckState, follow, start_checks
@@ -158,9 +158,11 @@ def write_model(folder: Path, *, n_test: int = 400) -> MonitoredModel:
     folder.mkdir(parents=True)
     rate = {"value": 0.9, "ci95": [0.867, 0.9257], "n": n_test, "text": "90 %"}
     card: dict[str, Any] = {
-        "members": [{"views": ["identity"], "spec": {"backbone": "resnet18"}, "metadata": None, "calibration": None,
+        "members": [{"views": ["identity"], "spec": {"backbone": "resnet18", "metadata": None},
+                     "metadata": None, "calibration": None,
+                     "file": WEIGHTS_FILE, "weight": 1.0, "class_order": list(range(len(CLASSES))),
                      "training_features": None, "preprocessing": {
-                         "size": 8, "resize": "stretch", "interpolation": "bilinear", "divide_by": 255.0,
+                         "size": 16, "resize": "squash", "interpolation": "bilinear", "divide_by": 255.0,
                          "mean": [0, 0, 0], "std": [1, 1, 1]}}],
         "classes": [{"name": name, "diagnosis": "", "malignancy": "malignant" if name == "mel" else "benign"}
                     for name in CLASSES],
@@ -170,7 +172,7 @@ def write_model(folder: Path, *, n_test: int = 400) -> MonitoredModel:
                        "broken_guarantees": [],
                        "operating_points": {POINT: {"sensitivity": rate, "specificity": rate}}},
     }  # fmt: skip
-    for name, text in card_files(card).items():
+    for name, text in {**card_files(card), TRAINING_IMAGES_FILE: "", WEIGHTS_FILE: ""}.items():
         write_text(folder / name, text)
     write_checksums(folder)
     return read_monitored_model(folder)

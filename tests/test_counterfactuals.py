@@ -24,6 +24,7 @@ from dermkit.data.manifest import LesionClass
 from dermkit.data.synthetic.lesions import draw_photograph, make_lesion
 from dermkit.errors import DataError, UsageError
 from dermkit.images.preprocess import Preprocessing, resize_pixels
+from dermkit.models import model_content
 from dermkit.models.card import WEIGHTS_FILE, read_card, write_policy
 from dermkit.models.checksums import VerifiedFiles, read_verified, write_checksums
 from dermkit.models.net import build_net
@@ -34,7 +35,6 @@ from dermkit.perturbation.hiding import find_lesion, hide_background, hide_lesio
 from dermkit.perturbation.run import parse_image_count
 from dermkit.perturbation.selection import images_of_run, sample_units
 from dermkit.perturbation.sentences import Wording, artefact_sentence, signed
-from dermkit.prediction import model_content
 from dermkit.prediction.model_folder import ModelMetadata, save_model
 from dermkit.recipes.experiments import DEMO
 from dermkit.reporting.counterfactual_lines import read_counterfactuals

@@ -330,7 +330,7 @@ def test_a_later_format_of_the_card_breaks_no_exported_folder(
 
     assert MODEL_JSON.format == 8
     later = replace(MODEL_JSON, format=9, migrations={**MODEL_JSON.migrations, 8: migrate})
-    for module in ("prediction.model_content", "models.exported_folder"):
+    for module in ("models.model_content", "models.exported_folder"):
         monkeypatch.setattr(f"dermkit.{module}.MODEL_JSON", later)
     assert load_model(spoiled).card["evaluation"]["added"] == []
     rewrite(spoiled, set_in("evaluation", "n", value=49))

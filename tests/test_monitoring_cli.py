@@ -248,6 +248,25 @@ def test_a_changed_model_folder_is_refused(invoke: Invoke, log: Path, model: Pat
     assert watch(invoke, log, model)[0] == 6
 
 
+def test_a_model_folder_is_read_as_prediction_reads_it(invoke: Invoke, log: Path, model: Path) -> None:
+    """What `dermkit predict` refuses in a folder that verifies is refused here too, and a run stands for its model."""
+    (log.parent / "run").mkdir()
+    model.rename(log.parent / "run" / "model")
+    run, model = log.parent / "run", log.parent / "run" / "model"
+    assert watch(invoke, log, run)[0] == 0
+    card = MODEL_JSON.read(model)
+    (member,) = card["members"]
+    MODEL_JSON.write(model, {**card, "members": [{**member, "class_order": [0, 0, 1]}]})
+    write_checksums(model)
+    code, text, _ = watch(invoke, log, run)
+    assert code == 6 and "not a model folder: the class_order" in text
+    MODEL_JSON.write(model, card)
+    (model / "seen.csv").unlink()
+    write_checksums(model)
+    code, text, _ = watch(invoke, log, run)
+    assert code == 6 and "does not list seen.csv" in text
+
+
 def test_images_of_one_request_and_images_sent_again_count_once(
     invoke: Invoke, tmp_path: Path, model: Path, key: str
 ) -> None:

@@ -13,9 +13,8 @@ import dermkit as dk
 from conftest import Invoke
 from dermkit.errors import DermkitError, UntrustedError
 from dermkit.files import open_regular, read_json, read_regular, sha256_file
-from dermkit.models import checksums
+from dermkit.models import checksums, model_content
 from dermkit.models.checksums import CHECKSUM_FILE, write_checksums
-from dermkit.prediction import model_content
 from dermkit.prediction.load import load_model
 
 

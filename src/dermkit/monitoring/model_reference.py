@@ -14,9 +14,8 @@ import numpy as np
 from dermkit.errors import UntrustedError
 from dermkit.metrics.stats.intervals import proportion_interval
 from dermkit.models.card import EVALUATION_FIELD, MODEL_JSON, features_file, is_tested_ensemble
-from dermkit.models.card_fields import read_card_classes
-from dermkit.models.checksums import CHECKSUM_FILE, VerifiedFiles, read_verified
-from dermkit.models.exported_folder import EXPORT, INT8, exported_features_file, exported_model_key
+from dermkit.models.exported_folder import INT8, exported_features_file, exported_model_key
+from dermkit.models.model_content import ModelContent, find_model_folder, read_model_content
 from dermkit.monitoring.reference import KnownRate, MonitoredModel
 from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.runs.model_key import model_key
@@ -35,27 +34,21 @@ def read_monitored_model(folder: Path) -> MonitoredModel:
 
     Its files are compared with their checksums, and the bytes that were compared are those that are used.
     """
-    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
-    files = read_verified(folder)
-    if MODEL_JSON.name not in files:
-        raise UntrustedError(
-            f"{folder / CHECKSUM_FILE}: does not list {MODEL_JSON.name}", remedy="copy the model anew"
-        )
-    card = MODEL_JSON.parse(files[MODEL_JSON.name], folder / MODEL_JSON.name)
-    export = EXPORT.parse(files[EXPORT.name], folder / EXPORT.name) if EXPORT.name in files else {}
+    content = read_model_content(find_model_folder(folder, MODEL_FOLDER))
+    card, files, export = content.card, content.files, content.export
     try:
-        classes = read_card_classes(card)
         key = exported_model_key(export, files.hashes) if export else model_key(card, files.hashes)
-        why_no_rates = _why_no_rates(card, export)
+        why_no_rates = _why_no_rates(card, export or {})
         return MonitoredModel(
             str(card["recipe"].get("name", "unnamed")), key,
-            {one.name: one.malignancy == "malignant" for one in classes},
-            {} if why_no_rates else _test_rates(card), _validation_group_count(card, files),
+            {one.name: one.malignancy == "malignant" for one in content.classes},
+            {} if why_no_rates else _test_rates(card), _validation_group_count(content),
             why_no_rates,
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UntrustedError(
-            f"{folder / MODEL_JSON.name}: cannot be used for monitoring: {error}", remedy="copy the model anew"
+            f"{content.folder / MODEL_JSON.name}: cannot be used for monitoring: {error}",
+            remedy="copy the model anew",
         ) from error
 
 
@@ -103,10 +96,11 @@ def effective_count(value: float, n: int, ci95: tuple[float, float]) -> int:
     return min(n, bisect_left(range(1, n), True, key=is_narrow) + 1)
 
 
-def _validation_group_count(card: Mapping[str, Any], files: VerifiedFiles) -> int:
+def _validation_group_count(content: ModelContent) -> int:
     """Return the number of validation distances of the only net, 0 where there are none or several nets."""
-    if len(card["members"]) != 1:
+    if len(content.members) != 1:
         return 0
+    files = content.files
     if exported_features_file(0) in files:
         with np.load(BytesIO(files[exported_features_file(0)]), allow_pickle=False) as archive:
             return len(archive["calibration"])

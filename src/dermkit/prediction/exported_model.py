@@ -55,11 +55,11 @@ from dermkit.models.exported_folder import (
     net_files,
 )
 from dermkit.models.members import MemberFields
+from dermkit.models.model_content import ModelContent, read_model_content
 from dermkit.models.net_engine import software_versions
 from dermkit.models.test_pictures import draw_test_pictures
 from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import parse_exported_features
-from dermkit.prediction.model_content import ModelContent, read_model_content
 from dermkit.prediction.predictor import Predictor, predictor_of
 from dermkit.progress import Progress
 
@@ -94,8 +94,8 @@ def load_exported_model(
     torch gave, `UsageError` for an engine that is absent, too old or cannot read the format, and for a GPU.
     """
     _check_device(device)
-    content = read_model_content(folder, has_weights=False)
-    export = EXPORT.parse(content.files[EXPORT.name], folder / EXPORT.name)
+    content = read_model_content(folder)
+    export = content.export or {}
     try:
         exported = _check_export(content, export)
         pictures = [_recorded_pictures(net, len(content.classes)) for net in export["nets"]]

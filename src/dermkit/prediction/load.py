@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dermkit.errors import UntrustedError, UsageError
-from dermkit.models.checksums import CHECKSUM_FILE
 from dermkit.models.exported_folder import is_exported
-from dermkit.prediction.model_content import read_model_content
+from dermkit.models.model_content import find_model_folder, read_model_content
 from dermkit.prediction.predictor import Predictor, predictor_of
 from dermkit.progress import Progress
 from dermkit.runs.layout import MODEL_FOLDER
@@ -19,8 +18,7 @@ def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | 
     device: auto, cpu or cuda. Raises `UntrustedError` where a byte differs, the files do not fit together or an engine
     gives other numbers than torch did, `UsageError` for an absent device, and where torch or the engine is absent.
     """
-    folder = Path(folder)
-    folder = folder / MODEL_FOLDER if (folder / MODEL_FOLDER / CHECKSUM_FILE).is_file() else folder
+    folder = find_model_folder(Path(folder), MODEL_FOLDER)
     if is_exported(folder):
         from dermkit.prediction.exported_model import load_exported_model
 

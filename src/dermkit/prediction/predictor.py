@@ -34,6 +34,7 @@ from dermkit.models.members import (
     metadata_fields,
     rows_for_members,
 )
+from dermkit.models.model_content import ModelContent
 from dermkit.models.net_engine import (
     Features,
     Metadata,
@@ -50,7 +51,6 @@ from dermkit.prediction.image_forms import ImageForm
 from dermkit.prediction.image_prediction import ImagePrediction, describe_scores, prediction_frame
 from dermkit.prediction.inputs import ImageRef, find_images, image_batches
 from dermkit.prediction.metadata_table import find_metadata, metadata_lines
-from dermkit.prediction.model_content import ModelContent
 from dermkit.prediction.out_of_distribution import Distances, OutlierTest, join_distances, pairs_of
 from dermkit.prediction.pixels import DecodedImage, ImageScore, ImageSource, PixelStore, decode_batch, score_frame
 from dermkit.progress import Progress

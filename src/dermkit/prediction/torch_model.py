@@ -8,11 +8,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from dermkit.models.inference import TorchRuntime
+from dermkit.models.model_content import ModelContent, broken_model
 from dermkit.models.net import Net
 from dermkit.models.net_fit import rebuild_net
 from dermkit.models.training_features import ReferenceFeatures
 from dermkit.models.training_features_file import parse_training_features
-from dermkit.prediction.model_content import ModelContent, broken_model
 from dermkit.recipes.schema import ModelSpec
 
 _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
