@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dermkit.images.statistics import ImageStatistics
+from dermkit.prediction_log.database import parse_address
 from dermkit.prediction_log.rows import PredictionRow
+from dermkit.prediction_log.writer import default_outbox
 
 MODEL_KEY = "ab" * 32
 PIXELS = "cd" * 32
@@ -77,6 +79,26 @@ def kill_writer(process: "subprocess.Popen[str]", seconds: float) -> list[str]:
 def random_seconds(generator: random.Random) -> float:
     """Return how long a writer may live: mostly short, so that it is killed within its first commits too."""
     return generator.choice((0.0, 0.01, 0.05, 0.2)) * (1 + generator.random())
+
+
+@contextmanager
+def nowhere_to_write(path: str) -> Iterator[None]:
+    """Take an SQLite log and its outbox away: the file is moved, and a file stands where the folder was."""
+    database, folder = Path(path), default_outbox(parse_address(path))
+    away, folder_away = database.with_name("away.sqlite"), folder.with_name("away.outbox")
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            Path(f"{database}{suffix}").rename(f"{away}{suffix}")
+    folder.rename(folder_away)
+    folder.touch()
+    try:
+        yield
+    finally:
+        folder.unlink()
+        folder_away.rename(folder)
+        for suffix in ("-shm", "-wal", ""):
+            with suppress(FileNotFoundError):
+                Path(f"{away}{suffix}").rename(f"{database}{suffix}")
 
 
 @contextmanager

@@ -139,6 +139,23 @@ def test_a_server_that_is_away_at_the_start_is_no_error(server: Server, url: str
     assert ids_of(url) == ids
 
 
+def test_a_probe_sees_a_server_go_and_come_back(
+    server: Server, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.05)
+    outbox = tmp_path / "outbox"
+    with open_log(url, outbox, timeout=2) as log:
+        ids = log.append([prediction_row(1)])
+        outbox.rmdir()
+        outbox.touch()
+        server.stop()
+        wait_until(lambda: log.status.is_silent)
+        server.start()
+        wait_until(lambda: not log.status.is_silent)
+        ids += log.append([prediction_row(2)])
+    assert ids_of(url) == ids and verify_log(url).n_rows == 2
+
+
 @pytest.mark.slow
 def test_twenty_stops_and_starts_with_kills(server: Server, url: str, tmp_path: Path) -> None:
     generator = random.Random(3)

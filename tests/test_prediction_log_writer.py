@@ -23,7 +23,14 @@ from dermkit.prediction_log.outbox import Outbox
 from dermkit.prediction_log.read import read_log
 from dermkit.prediction_log.verify import verify_log
 from dermkit.prediction_log.writer import default_outbox, open_log
-from prediction_log_tools import kill_writer, locked, prediction_row, random_seconds, start_writer
+from prediction_log_tools import (
+    kill_writer,
+    locked,
+    nowhere_to_write,
+    prediction_row,
+    random_seconds,
+    start_writer,
+)
 
 LOG_KEY = "ab" * 8
 
@@ -190,6 +197,43 @@ def test_without_database_and_outbox_nothing_is_acknowledged(
         with locked(path):
             ids = log.append([prediction_row(1)])
         wait_until(lambda: not log.status.n_outbox)
+    assert ids_of(path) == ids
+
+
+def test_without_a_request_the_writer_learns_that_nothing_can_be_written(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.05)
+    with open_log(path, timeout=0.05) as log:
+        ids = log.append([prediction_row(0)])
+        with nowhere_to_write(path):
+            wait_until(lambda: log.status.is_silent)
+            time.sleep(0.2)
+            assert log.status.is_silent and caplog.text.count("requests get no answer") == 1
+        wait_until(lambda: not log.status.is_silent)
+        ids += log.append([prediction_row(1)])
+    assert ids_of(path) == ids and verify_log(path).n_rows == 2, "a probe leaves no row and breaks no chain"
+    assert list(default_outbox(parse_address(path)).iterdir()) == []
+
+
+def test_a_log_whose_outbox_takes_rows_is_not_silent(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.02)
+    with open_log(path, timeout=0.05) as log, locked(path):
+        wait_until(lambda: not log.status.is_database_up)
+        time.sleep(0.2)
+        assert not log.status.is_silent, "the folder takes a file"
+        ids = log.append([prediction_row(0)])
+        time.sleep(0.2)
+        assert not log.status.is_silent, "the file that is open takes a block"
+        ids += log.append([prediction_row(1)])
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        wait_until(lambda: log.status.is_silent)
+        monkeypatch.undo()
+        wait_until(lambda: not log.status.is_silent)
+        log.close()
+    with open_log(path) as log:
+        wait_until(lambda: log.status.n_outbox == 0)
+        assert log.status.n_damaged == 0, "probes are no lines"
     assert ids_of(path) == ids
 
 

@@ -433,6 +433,9 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
         def watch(self, registry: object) -> None:
             raise AssertionError(f"without a process nothing is measured: {registry}")
 
+        def reasons_not_ready(self) -> list[str]:
+            return []
+
         def check_fields(self, fields: object, n_images: int) -> None:
             assert fields is not None and n_images
 
@@ -473,6 +476,9 @@ def test_every_prediction_is_recorded_before_it_is_given(tmp_path: Path) -> None
 
         def watch(self, registry: object) -> None:
             raise AssertionError(f"without a process nothing is measured: {registry}")
+
+        def reasons_not_ready(self) -> list[str]:
+            return []
 
         def check_fields(self, fields: object, n_images: int) -> None:
             assert fields is not None and n_images

@@ -1,6 +1,8 @@
 """The server with a prediction log: a row before each answer, no answer without a row, and outcomes that come later."""
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 
 from dermkit.images.statistics import ImageStatistics
+from dermkit.prediction_log import writer
+from dermkit.prediction_log.database import DATABASE_SECONDS
 from dermkit.prediction_log.export import export_log
 from dermkit.prediction_log.read import read_log
 from dermkit.prediction_log.verify import verify_log
-from dermkit.prediction_log.writer import PredictionLog, open_log
+from dermkit.prediction_log.writer import DATABASE_RETRY_SECONDS, PROBE_SECONDS, PredictionLog, open_log
 from dermkit.serving.app import create_app, public_limits
 from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.feedback import FEEDBACK_RULES, MAX_OUTCOMES, feedback_router
@@ -30,7 +34,7 @@ from dermkit.serving.schemas import ModelAnswer
 from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker_process import Deliver
-from prediction_log_tools import locked, prediction_row
+from prediction_log_tools import locked, nowhere_to_write, prediction_row
 from served import MODEL_FACTS, Client, QuickWorker, Reply, form, run, scored
 
 MODEL = {**MODEL_FACTS["model"], "model_key": "ab" * 32, "preprocessing_sha256": "cd" * 32, "version": "0.1.0"}
@@ -198,6 +202,53 @@ def test_a_heat_map_names_a_class_and_has_its_row(path: str) -> None:
     assert list(read_log(path, route="predict")) == []
 
 
+def test_while_nothing_can_be_written_the_server_is_not_ready(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(writer, "DATABASE_RETRY_SECONDS", 0.05)
+
+    async def main() -> None:
+        with open_log(path, timeout=0.05) as log:
+            async with logging_server(log) as client:
+                await until_ready(client)
+                with nowhere_to_write(path):
+                    reply = await until_ready(client, status=503)
+                    assert reply.json["reasons"] == ["the prediction log cannot be written"]
+                    refused = await client.post("/v1/predict", form(b"one"))
+                    assert (refused.status, refused.json["code"]) == (503, "not_logged")
+                    assert refused.n_read == 0 and not client.worker.batches, "no work was begun"
+                    assert refused.headers["retry-after"] == "2"
+                    assert (await client.ask("GET", "/health")).status == 200
+                await until_ready(client)
+                assert (await client.post("/v1/predict", form(b"one"))).status == 200
+
+    run(main())
+    assert len(list(read_log(path))) == 1
+
+
+async def until_ready(client: Client, *, status: int = 200, seconds: float = 10.0) -> Reply:
+    """Ask /ready until it answers so; a second that a busy machine takes is none of the server's."""
+    end = time.monotonic() + seconds
+    while (reply := await client.ask("GET", "/ready")).status != status:
+        assert time.monotonic() < end, reply.body
+        await asyncio.sleep(0.01)
+    return reply
+
+
+@pytest.mark.slow
+def test_a_load_balancer_hears_of_a_full_disk_in_time(path: str) -> None:
+    """With the times of `dermkit serve`: 10 s to a probe and 5 s for the database to take a row."""
+
+    async def main() -> None:
+        with open_log(path) as log:
+            async with logging_server(log) as client:
+                await until_ready(client)
+                with nowhere_to_write(path):
+                    await until_ready(client, status=503, seconds=PROBE_SECONDS + DATABASE_SECONDS)
+                await until_ready(client, seconds=DATABASE_RETRY_SECONDS + DATABASE_SECONDS)
+
+    run(main())
+
+
 def fail(_: int) -> None:
     raise OSError(28, "No space left on device")
 
@@ -212,6 +263,7 @@ def test_without_a_row_there_is_no_answer(path: str, monkeypatch: pytest.MonkeyP
                         reply = await client.post("/v1/predict", form(b"one"))
                     assert (reply.status, reply.json["code"]) == (503, "not_logged")
                     assert reply.headers["retry-after"] and "images" not in reply.json
+                    await until_ready(client)
                     assert (await client.post("/v1/predict", form(b"two"))).status == 200
                     outcome = {"pixel_sha256": "0" * 64, "diagnosis": "x", "source": "x", "time": "2026-12-01"}
                     away = await send_outcomes(client, [outcome])

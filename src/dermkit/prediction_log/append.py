@@ -37,6 +37,12 @@ def append_rows(connection: Connection, table: Table, rows: Sequence[Mapping[str
     return len(new_rows)
 
 
+def touch_head(connection: Connection, table: Table) -> None:
+    """Write a chain's head as it is: what shows that a commit reaches the disk, without a row."""
+    sequence, _ = _lock_head(connection, table)
+    connection.execute(HEADS.update().where(HEADS.c.chain == table.name).values(sequence=sequence))
+
+
 def _lock_head(connection: Connection, table: Table) -> tuple[int, str]:
     """Return the sequence and hash of the last row, and keep other writers out. SQLite has locked all by now."""
     query = select(HEADS.c.sequence, HEADS.c.row_hash).where(HEADS.c.chain == table.name).with_for_update()

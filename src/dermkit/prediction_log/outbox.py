@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ from dermkit.prediction_log.chain import GENESIS
 _SUFFIX, _LOCK_SUFFIX, _DAMAGED_SUFFIX = ".rows", ".lock", ".damaged"
 _LINE_BYTES = 2**22
 """Longest line that is read: a row of a thousand classes takes 60 kB."""
+_PROBE_BYTES = 4096
 
 _logger = logging.getLogger(__name__)
 
@@ -61,6 +62,17 @@ class _OutboxFile:
                 os.ftruncate(stream.fileno(), end)
             raise
         self._previous = previous
+
+    def check_writable(self) -> None:
+        """Write a block behind the last row, flush it, and take it away again; raises `OSError`."""
+        if self._stream is None:
+            return
+        end = self._stream.seek(0, os.SEEK_END)
+        try:
+            _write_all(self._stream, bytearray(_PROBE_BYTES))
+            os.fsync(self._stream.fileno())
+        finally:  # what stays after a kill has no end of a line, and is no row
+            os.ftruncate(self._stream.fileno(), end)
 
     def read(self, n_rows: int) -> list[dict[str, Any]]:
         """Return the next rows that were not read yet, at most so many; lines that are damaged are counted."""
@@ -173,14 +185,28 @@ class Outbox:
             if not self._is_last_ours:
                 self._files.append(self._new_file())
                 self._is_last_ours = True
-            try:
-                self._files[-1].append(rows)
-            except OSError:
-                self._is_last_ours = False  # after a failed flush nobody knows what the disk holds: a new file
-                if self._files[-1].end_writing():
-                    self._files.pop()
-                raise
+            with self._last_file() as file:
+                file.append(rows)
         self.n_waiting += len(rows)
+
+    def check_writable(self) -> None:
+        """Raise `OutputError` where `append` would: the file of this process is tried, else the folder."""
+        if not self._is_last_ours:
+            check_writable(self.folder)
+            return
+        with output_errors(self.folder), self._last_file() as file:
+            file.check_writable()
+
+    @contextmanager
+    def _last_file(self) -> Iterator[_OutboxFile]:
+        """Give the file of this process; after an `OSError` the next rows go to a new one."""
+        try:
+            yield self._files[-1]
+        except OSError:
+            self._is_last_ours = False  # after a failed flush nobody knows what the disk holds
+            if self._files[-1].end_writing():
+                self._files.pop()
+            raise
 
     def _new_file(self) -> _OutboxFile:
         path = self.folder / f"{self._log_key}-{time.time_ns():020d}-{os.getpid()}-{next(self._numbers)}{_SUFFIX}"

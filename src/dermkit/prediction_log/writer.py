@@ -8,18 +8,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from sqlalchemy import Engine, Table
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from dermkit.errors import DermkitError
-from dermkit.prediction_log.append import append_rows
+from dermkit.prediction_log.append import append_rows, touch_head
 from dermkit.prediction_log.database import (
     DATABASE_SECONDS,
     LogAddress,
@@ -41,7 +41,10 @@ DATABASE_RETRY_SECONDS = 2.0
 """How long the writer leaves a database alone that did not take rows."""
 TAKE_OVER_SECONDS = 30.0
 """How often the writer looks for outbox files of processes that have ended."""
+PROBE_SECONDS = 10.0
+"""After how long without a request the writer tries whether a row could be written."""
 
+_Result = TypeVar("_Result")
 _logger = logging.getLogger(__name__)
 
 
@@ -52,7 +55,7 @@ class LogStatus:
     is_database_up: whether the last attempt reached the database. n_rows, n_commits: acknowledged rows, and the
     commits and flushes that wrote them. seconds: time that these took, waiting left out. n_outbox: rows that wait in
     the outbox. n_damaged: lines of the outbox that could not be read. problem: the last error of the database.
-    is_silent: neither database nor outbox took the last rows.
+    is_silent: neither database nor outbox takes rows, as the last rows or the last probe showed.
     """
 
     is_database_up: bool = True
@@ -76,9 +79,16 @@ class LogDatabase:
 
     def append(self, table: Table, rows: Sequence[Any]) -> int:
         """Add rows (column -> value) in one transaction; returns how many were new. Safe to repeat."""
+        return self._commit(lambda connection: append_rows(connection, table, rows))
+
+    def probe(self) -> None:
+        """Commit a change that changes nothing."""
+        self._commit(lambda connection: touch_head(connection, PREDICTIONS))
+
+    def _commit(self, act: Callable[[Connection], _Result]) -> _Result:
         try:
             with self._ready_engine().begin() as connection:
-                return append_rows(connection, table, rows)
+                return act(connection)
         except (SQLAlchemyError, OSError) as error:
             raise LogUnavailable(
                 f"{self.address.name}: the database takes no rows: {error_text(error)}",
@@ -137,6 +147,7 @@ class PredictionLog:
         self._status = LogStatus(n_outbox=outbox.n_waiting)
         self._next_try = 0.0
         self._next_take_over = time.monotonic() + TAKE_OVER_SECONDS
+        self._next_probe = time.monotonic() + PROBE_SECONDS
         self._is_closed = False
         self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
@@ -192,17 +203,21 @@ class PredictionLog:
                 self._take_over()
             if self._outbox and time.monotonic() >= self._next_try:
                 self._drain()
+            if is_open and time.monotonic() >= self._next_probe:
+                self._probe()
         self._outbox.close()
         self._database.close()
 
     def _take(self) -> tuple[list[_Submission], bool]:
         """Wait for submissions; returns all that are there, up to one commit, and False where the log is closed.
 
-        Only until the database is to be tried again, or other processes' outbox files are to be looked for.
+        Only until the database is to be tried again, outbox files are to be looked for, or a probe is due.
         """
         submissions: list[_Submission] = []
         n_rows = 0
-        next_time = min(self._next_try, self._next_take_over) if self._outbox else self._next_take_over
+        next_time = min(self._next_take_over, self._next_probe)
+        if self._outbox:
+            next_time = min(next_time, self._next_try)
         wait = max(0.0, next_time - time.monotonic())
         with suppress(queue.Empty):
             while n_rows < MAX_ROWS_PER_COMMIT:
@@ -220,26 +235,46 @@ class PredictionLog:
         start_time = time.perf_counter()
         rows = [row for submission in submissions for row in submission.rows]
         try:
-            if self._outbox or not self._try_database(rows):
+            if self._outbox or not self._try_database(lambda: self._database.append(PREDICTIONS, rows)):
                 self._outbox.append(rows)
         except Exception as error:  # noqa: BLE001  the thread must live, and each request must hear of it
-            unavailable = LogUnavailable(
-                f"{self._database.address.name}: neither the database nor the outbox takes rows: {error_text(error)}",
-                outcome="every row that was acknowledged",
-                remedy=f"see that the database runs, and that {self._outbox.folder} can be written to",
-            )
-            if not self._status.is_silent:
-                _logger.error("%s; requests get no answer", unavailable.message)
-            self._status = replace(self._status, is_silent=True)
+            unavailable = self._note_silent(error)
             for waiting in _waiting(submissions):
                 waiting.future.set_exception(unavailable)
             return
-        if self._status.is_silent:
-            _logger.warning("%s: rows are written again", self._database.address.name)
-            self._status = replace(self._status, is_silent=False)
+        self._note_writable()
         self._note(n_rows=len(rows), seconds=time.perf_counter() - start_time)
         for waiting in _waiting(submissions):
             waiting.future.set_result(waiting.ids)
+
+    def _probe(self) -> None:
+        """Try whether rows could be written, where no request has shown it: `is_silent` of the status follows."""
+        try:
+            if self._outbox or not self._try_database(self._database.probe):
+                self._outbox.check_writable()
+        except Exception as error:  # noqa: BLE001  the thread must live
+            self._note_silent(error)
+        else:
+            self._note_writable()
+
+    def _note_silent(self, error: Exception) -> LogUnavailable:
+        """Note that neither the database nor the outbox takes rows; returns what to tell of it."""
+        unavailable = LogUnavailable(
+            f"{self._database.address.name}: neither the database nor the outbox takes rows: {error_text(error)}",
+            outcome="every row that was acknowledged",
+            remedy=f"see that the database runs, and that {self._outbox.folder} can be written to",
+        )
+        if not self._status.is_silent:
+            _logger.error("%s; requests get no answer", unavailable.message)
+        self._status = replace(self._status, is_silent=True)
+        self._next_probe = time.monotonic() + DATABASE_RETRY_SECONDS
+        return unavailable
+
+    def _note_writable(self) -> None:
+        if self._status.is_silent:
+            _logger.warning("%s: rows are written again", self._database.address.name)
+            self._status = replace(self._status, is_silent=False)
+        self._next_probe = time.monotonic() + PROBE_SECONDS
 
     def _note(self, *, n_rows: int = 0, seconds: float = 0.0, n_damaged: int = 0) -> None:
         status = self._status
@@ -249,10 +284,10 @@ class PredictionLog:
             n_damaged=status.n_damaged + n_damaged,
         )  # fmt: skip
 
-    def _try_database(self, rows: Sequence[dict[str, Any]]) -> bool:
-        """Write rows to the database; returns False where it cannot be used now, and then leaves it alone a while."""
+    def _try_database(self, write: Callable[[], object]) -> bool:
+        """Write to the database; returns False where it cannot be used now, and then leaves it alone a while."""
         try:
-            self._database.append(PREDICTIONS, rows)
+            write()
         except DermkitError as error:
             if self._status.is_database_up:
                 _logger.warning("%s; rows go to %s", error.message, self._outbox.folder)
@@ -283,7 +318,7 @@ class PredictionLog:
         """Move rows as many as one commit takes; a file whose last row was among them is removed at once."""
         try:
             rows = self._outbox.read(MAX_ROWS_PER_COMMIT)
-            if rows and not self._try_database(rows):
+            if rows and not self._try_database(lambda: self._database.append(PREDICTIONS, rows)):
                 self._outbox.read_again()
                 return
             if rows:

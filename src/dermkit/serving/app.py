@@ -60,7 +60,7 @@ def create_app(
         app.add_exception_handler(kind, _answer_problem)
     app.add_exception_handler(ClientGone, _answer_nobody)
     limited = RequestLimits(
-        app, rules=(*API_RULES, *rules), settings=settings, guard=guard, check_room=state.queue.check_room
+        app, rules=(*API_RULES, *rules), settings=settings, guard=guard, check_room=state.check_room
     )
     return Envelope(limited, metrics=state.metrics, send_seconds=settings.limits.send_seconds)
 

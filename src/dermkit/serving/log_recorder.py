@@ -28,6 +28,10 @@ class LogRecorder:
     def __init__(self, log: PredictionLog) -> None:
         self.log = log
 
+    def reasons_not_ready(self) -> list[str]:
+        """Return why no row could be written now, nothing where one could: what the last row or probe showed."""
+        return ["the prediction log cannot be written"] * self.log.status.is_silent
+
     def check_fields(self, fields: Mapping[str, str], n_images: int) -> None:
         """Raise `Problem` for groups that the log does not take."""
         parse_groups(fields.get(GROUPS_FIELD), n_images)

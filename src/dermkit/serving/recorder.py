@@ -50,6 +50,9 @@ class PredictionRecorder(Protocol):
     def watch(self, registry: CollectorRegistry) -> None:
         """Let /metrics say what was recorded."""
 
+    def reasons_not_ready(self) -> list[str]:
+        """Return why no record could be kept now, nothing where one could."""
+
     def check_fields(self, fields: Mapping[str, str], n_images: int) -> None:
         """Raise `Problem` for fields of a client that the record does not take, before its images are scored."""
 

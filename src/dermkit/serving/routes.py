@@ -28,6 +28,8 @@ from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits
 
 _Result = TypeVar("_Result")
+_LOG_RETRY_SECONDS = 2
+"""As often as the log tries whether it can be written again."""
 
 
 @dataclass
@@ -46,6 +48,17 @@ class ServerState:
         if self.facts is None:
             raise Problem(ProblemCode.NOT_READY, retry_after=1)
         return self.facts
+
+    def reasons_not_ready(self) -> list[str]:
+        """Return why a request would not be answered now, nothing where it would."""
+        record_reasons = [] if self.recorder is None else self.recorder.reasons_not_ready()
+        return self.queue.reasons_not_ready() + record_reasons
+
+    def check_room(self, n_images: int = 1) -> None:
+        """Raise `Problem` where so many images would not be answered now: before any of them takes work."""
+        self.queue.check_room(n_images)
+        if self.recorder is not None and (reasons := self.recorder.reasons_not_ready()):
+            raise Problem(ProblemCode.NOT_LOGGED, reasons[0], retry_after=_LOG_RETRY_SECONDS, closes=True)
 
 
 def state_of(request: Request) -> ServerState:
@@ -145,8 +158,8 @@ async def get_health() -> HealthAnswer:
     responses={503: {"model": ReadyAnswer}},
 )  # fmt: skip
 async def get_ready(request: Request, response: Response) -> ReadyAnswer:
-    """Say whether the model is loaded, its worker alive and the queue not full."""
-    reasons = state_of(request).queue.reasons_not_ready()
+    """Say whether the model is loaded, its worker alive, the queue not full and the prediction log written."""
+    reasons = state_of(request).reasons_not_ready()
     response.status_code = 503 if reasons else 200
     return ReadyAnswer(status="not_ready" if reasons else "ready", reasons=reasons)
 

@@ -75,7 +75,7 @@ async def _run(
     model = await load_model_facts(state)
     server_metrics = state.metrics
     server_metrics.watch(
-        waiting=lambda: state.queue.n_waiting, ready=lambda: float(not state.queue.reasons_not_ready()),
+        waiting=lambda: state.queue.n_waiting, ready=lambda: float(not state.reasons_not_ready()),
         connections=lambda: len(server.server_state.connections),
     )  # fmt: skip
     listener.listen(settings.limits.max_connections)
