@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,9 @@ from dermkit.models.card import card_text, read_card, write_policy
 from dermkit.models.checksums import write_checksums
 from dermkit.prediction.load import load_model
 from dermkit.prediction.run import predict
+from dermkit.runs.folder import RunFolder
+from dermkit.runs.verdict import summarise_test
+from dermkit.serving.model_facts import model_facts
 from test_evaluation_options import make_frame, make_run
 
 BROKEN = "Broken guarantee: a sensitivity of 95 % was guaranteed on validation images, and the test images show "
@@ -130,8 +135,55 @@ def test_a_card_of_format_7_knows_no_rates_of_operating_points(run: Path) -> Non
     card = read_card(run / "model")
     evaluation = {name: value for name, value in card["evaluation"].items() if name != "operating_points"}
     (run / "model" / "model.json").write_text(json.dumps({**card, "evaluation": evaluation, "format": 7}))
-    assert read_card(run / "model")["evaluation"] == {**evaluation, "operating_points": {}}
+    assert read_card(run / "model")["evaluation"] == {**evaluation, "operating_points": {}, "subgroups": {}}
     (run / "model" / "model.json").write_text(json.dumps({**card, "evaluation": None, "format": 7}))
+    assert read_card(run / "model")["evaluation"] is None
+
+
+def breakdown(n: int, value: float) -> dict[str, Any]:
+    """Return what metrics.json has of an attribute with one group that is large enough and one that is not."""
+    figure = {"value": value, "ci95": [value - 0.1, value + 0.05], "n": n, "method": "wilson"}
+    empty = {"value": None, "ci95": None, "n": 0, "method": "", "reason": "no malignant images"}
+    names = ("accuracy", "balanced_accuracy", "specificity", "auroc")
+    large = {"name": "female <b>", "n": n, "n_groups": n - 3, "n_malignant": 60, "too_few": ""}
+    small = {"name": "male", "n": 4, "n_groups": 4, "n_malignant": 0, "too_few": "0 malignant lesions"}
+    return {
+        "groups": [{**large, "metrics": dict.fromkeys(("sensitivity", *names), figure), "coverage": figure},
+                   {**small, "metrics": {**dict.fromkeys(names, figure), "sensitivity": empty}}],
+        "gaps": [],
+    }  # fmt: skip
+
+
+def test_a_model_says_how_good_it_is_by_group(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["splits"]["test"]["subgroups"] = {"skin_type": breakdown(140, 0.8)}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    evaluation = summarise_test(RunFolder(run), ())
+    assert evaluation is not None
+    large, small = evaluation["subgroups"]["skin_type"]
+    assert (large["name"], large["n"], large["n_groups"], large["n_malignant"]) == ("female <b>", 140, 137, 60)
+    assert list(large["figures"]) == ["sensitivity", "specificity", "auroc", "accuracy"]
+    assert large["figures"]["sensitivity"] == "80.0 % (95 % interval 70.0 % to 85.0 %, n = 140)"
+    assert small["too_few"] == "0 malignant lesions" and small["figures"]["sensitivity"].startswith(
+        "not defined: "
+    )
+    card = {**read_card(run / "model"), "evaluation": evaluation}
+    served = model_facts(replace(load_model(run / "model"), card=card), None, coverage=None, card_text="")
+    assert served["evaluation"]["subgroups"] == evaluation["subgroups"], "so /v1/model has them"
+    lines = card_text(card).splitlines()
+    assert "| by skin type | images | malignant | sensitivity | specificity | auroc | accuracy |" in lines
+    (row,) = (line for line in lines if line.startswith("| female"))
+    assert row.startswith("| female &lt;b&gt; | 140 | 60 | 80.0 % (95 % interval 70.0 % to 85.0 %, n = 140) | ")
+    assert any(line.startswith("| male (too few) | 4 | 0 | ") for line in lines)
+
+
+def test_a_card_of_format_8_knows_no_figures_of_groups(run: Path) -> None:
+    card = read_card(run / "model")
+    assert card["evaluation"]["subgroups"] == {}, "nothing is recorded of these images"
+    evaluation = {name: value for name, value in card["evaluation"].items() if name != "subgroups"}
+    (run / "model" / "model.json").write_text(json.dumps({**card, "evaluation": evaluation, "format": 8}))
+    assert read_card(run / "model")["evaluation"] == {**evaluation, "subgroups": {}}
+    (run / "model" / "model.json").write_text(json.dumps({**card, "evaluation": None, "format": 8}))
     assert read_card(run / "model")["evaluation"] is None
 
 

@@ -326,10 +326,10 @@ def test_a_later_format_of_the_card_breaks_no_exported_folder(
     spoiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def migrate(card: dict[str, Any]) -> dict[str, Any]:
-        return {**card, "evaluation": {**card["evaluation"], "added": []}, "format": 9}
+        return {**card, "evaluation": {**card["evaluation"], "added": []}, "format": 10}
 
-    assert MODEL_JSON.format == 8
-    later = replace(MODEL_JSON, format=9, migrations={**MODEL_JSON.migrations, 8: migrate})
+    assert MODEL_JSON.format == 9
+    later = replace(MODEL_JSON, format=10, migrations={**MODEL_JSON.migrations, 9: migrate})
     for module in ("models.model_content", "models.exported_folder"):
         monkeypatch.setattr(f"dermkit.{module}.MODEL_JSON", later)
     assert load_model(spoiled).card["evaluation"]["added"] == []

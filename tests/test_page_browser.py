@@ -437,6 +437,51 @@ def test_the_notice_stays_in_sight(open_page: OpenPage, pictures: Path) -> None:
         assert page.locator("#card-dialog .notice").is_visible()
 
 
+def with_groups(document: dict[str, Any]) -> None:
+    """Give a model figures by sex and skin type, one group of them too small."""
+    text = "81.2 % (95 % interval 68.1 % to 89.8 %, n = 64)"
+    figures = dict.fromkeys(("sensitivity", "specificity", "auroc", "accuracy"), text)
+    groups = [
+        {"name": "<b>female</b>", "n": 1264, "n_groups": 1200, "n_malignant": 64, "too_few": "", "figures": figures},
+        {"name": "male", "n": 4, "n_groups": 4, "n_malignant": 0, "too_few": "0 malignant lesions",
+         "figures": {**figures, "sensitivity": "not defined: no malignant images"}},
+    ]  # fmt: skip
+    document["evaluation"]["subgroups"] = {"sex": groups, "skin_type": groups}
+
+
+@pytest.mark.parametrize("viewport", [PHONE, DESK])
+def test_the_model_card_folds_its_figures_by_group(open_page: OpenPage, viewport: dict[str, int]) -> None:
+    page = open_page(viewport=viewport)
+    unknown = "#card-body li:has-text('How good it is by')"
+    page.click("#open-model-card")
+    assert page.locator("#card-body .fold").count() == 0
+    assert "by age, sex, skin type, site of the body or camera" in page.inner_text(unknown)
+    page = open_page(viewport=viewport, is_ready=False)
+    change_answers(page, with_groups, "**/v1/model")
+    page.reload()
+    page.wait_for_selector("#open-model-card:enabled")
+    page.click("#open-model-card")
+    assert "by age, site of the body or camera: " in page.inner_text(unknown)
+    table = page.get_by_role("group", name="Figures by skin type")
+    assert not table.is_visible(), "folded until someone wants it"
+    page.focus(".fold > summary")
+    page.keyboard.press("Enter")
+    assert page.inner_text(".fold > summary") == "By group: sex and skin type"
+    assert texts(page, "[aria-label='Figures by sex'] thead th") == [
+        "Group", "Sensitivity", "Specificity", "AUROC", "Accuracy",
+    ]  # fmt: skip
+    assert texts(page, "[aria-label='Figures by sex'] tbody th[scope=row]") == [
+        "<b>female</b>1,264 images, 64 malignant", "male4 images, 0 malignant; too few",
+    ]  # fmt: skip
+    cells = texts(page, "[aria-label='Figures by sex'] tbody tr:first-child td")
+    assert cells == 4 * ["81.2 %95 % interval 68.1 % to 89.8 %, n = 64"]
+    assert violations(page) == []
+    inside, window = page.evaluate(
+        "((one) => [one.scrollWidth, one.clientWidth])(document.querySelector('#card-dialog'))"
+    )
+    assert inside <= window, "the tables scroll in frames of their own"
+
+
 def test_a_model_that_takes_metadata_is_given_them(open_page: OpenPage, pictures: Path) -> None:
     page = open_page(is_ready=False)
     change_answers(page, lambda document: document.update(metadata_fields=["age", "sex"]), "**/v1/model")

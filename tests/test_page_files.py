@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dermkit.errors import RejectionReason
+from page_checks import SMALLEST_CONTRAST, SMALLEST_GRAPHIC_CONTRAST, contrast
 
 PAGE = Path(__file__).parents[1] / "src" / "dermkit" / "serving" / "page"
 ROOT = "/page/"
@@ -153,22 +154,9 @@ def colours(style: str) -> dict[str, tuple[str, str]]:
     return {name: (light, dark) for name, light, dark in re.findall(pattern, style)}
 
 
-def luminance(colour: str) -> float:
-    """Return the relative luminance of #rrggbb, as WCAG defines it."""
-    channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in channels]
-    return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one: str, other: str) -> float:
-    """Return the contrast ratio of two colours, 1 to 21."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def contrast_problems(table: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+def pair_problems(table: Mapping[str, tuple[str, str]]) -> Iterator[str]:
     """Yield the pairs that are harder to tell apart than they may be."""
-    for pairs, least in ((TEXT_PAIRS, 4.5), (SHAPE_PAIRS, 3.0)):
+    for pairs, least in ((TEXT_PAIRS, SMALLEST_CONTRAST), (SHAPE_PAIRS, SMALLEST_GRAPHIC_CONTRAST)):
         for front, ground in pairs:
             for mode, colour, below in zip(("light", "dark"), table[front], table[ground], strict=True):
                 if (ratio := contrast(colour, below)) < least:
@@ -236,14 +224,10 @@ def test_no_string_is_read_as_html_and_nothing_outlives_the_page() -> None:
 
 
 def test_colours_can_be_told_apart_in_light_and_dark() -> None:
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(
-        4.48, abs=0.005
-    )  # WCAG's own example of just too little
     table = colours(STYLES["colours.css"])
     assert {*chain.from_iterable((*TEXT_PAIRS, *SHAPE_PAIRS))} <= set(table)
-    assert list(contrast_problems(table)) == []
-    assert "soft on ground, light: 1.00 < 4.5" in contrast_problems({**table, "soft": table["ground"]})
+    assert list(pair_problems(table)) == []
+    assert "soft on ground, light: 1.00 < 4.5" in pair_problems({**table, "soft": table["ground"]})
 
 
 def test_every_colour_is_in_one_file() -> None:
@@ -265,6 +249,19 @@ def test_every_refusal_of_an_image_has_words() -> None:
     jobs = pytest.importorskip("dermkit.serving.jobs", reason="the server's packages are not installed")
     words = codes(SCRIPTS["refusal_words.js"], "REFUSAL_WORDS")
     assert words == {code.value for code in (*RejectionReason, *jobs.WorkerRefusal)}
+
+
+def table_problems(scripts: Mapping[str, str]) -> list[str]:
+    """Return the scripts that build a table themselves."""
+    return [
+        name for name, text in scripts.items() if name != "tables.js" and re.search(r'element\(\s*"table"', text)
+    ]
+
+
+def test_tables_are_built_in_one_place() -> None:
+    assert re.search(r'element\("table"', SCRIPTS["tables.js"])
+    assert table_problems(SCRIPTS) == []
+    assert table_problems({"a.js": 'element(\n  "table", {})'}) == ["a.js"]
 
 
 def test_the_notice_is_on_the_page_and_outside_all_that_is_hidden() -> None:

@@ -5,7 +5,7 @@ thresholds. Format 3 has its keys in the terms of the field. Format 4 has severa
 Format 5 has the fields of `model` that recipes of format 5 added, and members with preprocessing, weight and order of
 classes of their own. Format 6 has metadata as a second input of a net (`models.metadata`). Format 7 names the file of
 each net's training features (`models.training_features`). Format 8 has in `evaluation` what the operating points reach
-on the test images.
+on the test images. Format 9 has in it the figures of subgroups.
 """
 
 import html
@@ -55,7 +55,8 @@ EVALUATION_FIELD = "evaluation"
 """The field of model.json that says what the test images showed, null before; absent in older versions.
 
 `split`, `n`, `outcome` and `verdict` as the report has them, `figures`, `operating_points` (name -> `sensitivity` and
-`specificity`, each with `value`, `ci95`, `n` and `text`) and `broken_guarantees`, each with its `sentence`; and
+`specificity`, each with `value`, `ci95`, `n` and `text`), `subgroups` (attribute -> groups, each with `name`, `n`,
+`n_groups`, `n_malignant`, `too_few` and `figures`) and `broken_guarantees`, each with its `sentence`; and
 `is_of_single_nets`: whether one of several nets scored each image, not their mean (absent: of several, one did)."""
 
 
@@ -120,11 +121,19 @@ def _migrate_7_to_8(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, "format": 8}
 
 
+def _migrate_8_to_9(card: dict[str, Any]) -> dict[str, Any]:
+    """Return a card that has no figures of subgroups."""
+    evaluation = card.get(EVALUATION_FIELD)
+    if isinstance(evaluation, dict):
+        card = {**card, EVALUATION_FIELD: {**evaluation, "subgroups": {}}}
+    return {**card, "format": 9}
+
+
 _MIGRATIONS = {
     1: _migrate_1_to_2, 2: _migrate_2_to_3, 3: _migrate_3_to_4, 4: _migrate_4_to_5, 5: _migrate_5_to_6,
-    6: _migrate_6_to_7, 7: _migrate_7_to_8,
+    6: _migrate_6_to_7, 7: _migrate_7_to_8, 8: _migrate_8_to_9,
 }  # fmt: skip
-MODEL_JSON = JsonFile("model.json", 8, _MIGRATIONS, UntrustedError)
+MODEL_JSON = JsonFile("model.json", 9, _MIGRATIONS, UntrustedError)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -142,9 +151,9 @@ def write_policy(folder: Path, policy: Mapping[str, Any], *, evaluation: Mapping
 
     evaluation: None = no test image was scored: what an earlier evaluation of the same policy showed stays. A model
     that has none, of an older version or not evaluated yet, gets one only to say that a guarantee is broken; one of
-    format 7 or older that has one gets what its operating points reach. Atomic: if interrupted,
-    the folder stays valid, with the old or the new policy, and the next call completes the update. Raises
-    `UntrustedError` where a file was changed since it was saved, because new checksums would cover it.
+    format 8 or older that has one gets what was added since. Atomic: if interrupted, the folder
+    stays valid, with the old or the new policy, and the next call completes the update. Raises `UntrustedError` where a
+    file was changed since it was saved, because new checksums would cover it.
     """
     card, policy_fields = read_card(folder), {name: policy[name] for name in POLICY_FIELDS if name in policy}
     is_same_policy = {name: card[name] for name in POLICY_FIELDS if name in card} == policy_fields
@@ -279,7 +288,26 @@ def _evaluation_text(card: Mapping[str, Any]) -> str:
     scored_by = ", each scored by the one net that had not learned from it, so not of this model" * (
         is_ensemble(card) and ENSEMBLE_FIELD not in card and not is_tested_ensemble(card)
     )
-    return f"On {n} {split} images{scored_by}. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
+    text = f"On {n} {split} images{scored_by}. {markdown(evaluation['verdict'])}\n\n{figures}\n\n"
+    return text + "".join(_subgroup_table(*entry) for entry in evaluation.get("subgroups", {}).items())
+
+
+def _subgroup_table(attribute: str, groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return the figures of the groups of an attribute as a table."""
+    names = list(groups[0]["figures"])
+    rows = [
+        [group["name"] + " (too few)" * bool(group["too_few"]), group["n"], group["n_malignant"],
+         *(group["figures"].get(name, "") for name in names)]
+        for group in groups
+    ]  # fmt: skip
+    heads = [
+        f"by {attribute.replace('_', ' ')}",
+        "images",
+        "malignant",
+        *(name.replace("_", " ") for name in names),
+    ]
+    lines = [heads, ["---"] * len(heads), *([markdown(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines) + "\n"
 
 
 def _views_text(card: Mapping[str, Any]) -> str:

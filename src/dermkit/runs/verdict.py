@@ -28,6 +28,9 @@ COIN = 0.5
 SUMMARY_METRICS = ("balanced_accuracy", "accuracy", "sensitivity", "specificity", "auroc")
 """What a terminal and a model card show of a split."""
 
+SUBGROUP_SUMMARY = ("sensitivity", "specificity", "auroc", "accuracy")
+"""What a model card shows of a group of the test images."""
+
 _RATES = (("sensitivity", "finds", "malignant"), ("specificity", "clears", "other"))
 
 
@@ -123,6 +126,7 @@ def summarise_test(run: RunFolder, point_names: Collection[str]) -> dict[str, An
             for name in SUMMARY_METRICS
             if (metrics["metrics"].get(name) or {}).get("value") is not None
         },
+        "subgroups": _subgroups(metrics.get("subgroups") or {}),
         "operating_points": {
             point["name"]: {rate: _rate_facts(point[rate]) for rate, _, _ in _RATES}
             for point in (metrics.get("policy") or {}).get("operating_points", ())
@@ -133,6 +137,24 @@ def summarise_test(run: RunFolder, point_names: Collection[str]) -> dict[str, An
             for broken in verdict.broken
             if broken.rate == "coverage" or broken.name in point_names
         ],
+    }
+
+
+def _subgroups(breakdowns: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return attribute -> its groups with their figures as text. breakdowns: `subgroups` of metrics.json."""
+    return {
+        attribute: [
+            {
+                **{name: group[name] for name in ("name", "n", "n_groups", "n_malignant", "too_few")},
+                "figures": {
+                    name: estimate_text(group["metrics"][name])
+                    for name in SUBGROUP_SUMMARY
+                    if name in group["metrics"]
+                },
+            }
+            for group in breakdown["groups"]
+        ]
+        for attribute, breakdown in breakdowns.items()
     }
 
 

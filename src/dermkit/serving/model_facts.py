@@ -106,6 +106,7 @@ def _evaluation(card: Mapping[str, Any]) -> dict[str, Any] | None:
         "verdict": str(evaluation["verdict"]),
         "broken_guarantees": [str(broken["sentence"]) for broken in evaluation.get("broken_guarantees", ())],
         "of_single_nets": is_ensemble(card) and not is_tested_ensemble(card),
+        "subgroups": evaluation.get("subgroups", {}),
     }  # fmt: skip
 
 

@@ -230,8 +230,28 @@ class PredictionSetFacts(BaseModel):
     broken: list[str]
 
 
+class SubgroupFacts(BaseModel):
+    """One group of the test images, as of one age band.
+
+    n_groups: independent lesions or patients. too_few: why it supports no conclusion, "" where it does. figures: name
+    -> value with n and 95 % interval, in words.
+    """
+
+    model_config = _CONFIG
+    name: str
+    n: int
+    n_groups: int
+    n_malignant: int
+    too_few: str
+    figures: dict[str, str]
+
+
 class EvaluationFacts(BaseModel):
-    """What the test images showed. figures: name -> value with n and 95 % interval, in words."""
+    """What the test images showed.
+
+    figures: name -> value with n and 95 % interval, in words. subgroups: the same by group, of each attribute (age,
+    sex, site, skin_type) that is known of some test image.
+    """
 
     model_config = _CONFIG
     split: str
@@ -240,6 +260,7 @@ class EvaluationFacts(BaseModel):
     verdict: str
     broken_guarantees: list[str]
     of_single_nets: bool
+    subgroups: dict[str, list[SubgroupFacts]] = {}
 
 
 class ModelAnswer(BaseModel):

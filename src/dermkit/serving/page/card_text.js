@@ -1,6 +1,7 @@
 // MODEL_CARD.md as elements: headings, lists, tables, bold and code, which is all that a card has. Never as HTML.
 
 import { element } from "./dom.js";
+import { dataTable } from "./tables.js";
 
 /** Return the text of a card as a block of the page. */
 export function cardText(text) {
@@ -40,33 +41,10 @@ function table(lines) {
       .split(/(?<!\\)\|/)
       .map((text) => text.trim());
   const [head, , ...rows] = lines;
-  return element(
-    "div",
-    { class: "table-scroll", tabIndex: 0, role: "group", "aria-label": "Table of the card" },
-    element(
-      "table",
-      {},
-      element(
-        "thead",
-        {},
-        element(
-          "tr",
-          {},
-          cells(head).map((text) => element("th", { scope: "col" }, inline(text))),
-        ),
-      ),
-      element(
-        "tbody",
-        {},
-        rows.map((row) =>
-          element(
-            "tr",
-            {},
-            cells(row).map((text) => element("td", {}, inline(text))),
-          ),
-        ),
-      ),
-    ),
+  return dataTable(
+    "Table of the card",
+    cells(head).map(inline),
+    rows.map((row) => ({ cells: cells(row).map(inline) })),
   );
 }
 

@@ -38,7 +38,7 @@ function performanceCard(model) {
 }
 
 /** Return the name of a figure as people write it. */
-function figureName(name) {
+export function figureName(name) {
   return name === "auroc" ? "AUROC" : sentence(name.replaceAll("_", " ")).slice(0, -1);
 }
 

@@ -5,7 +5,9 @@ import { figureList, rateList } from "./figures.js";
 import { costWords, pointInUse } from "./answer_words.js";
 import { cardText } from "./card_text.js";
 import { byId, element } from "./dom.js";
-import { sentence } from "./numbers.js";
+import { joined, sentence } from "./numbers.js";
+import { subgroupFold, unknownAttributes } from "./subgroups.js";
+import { dataTable } from "./tables.js";
 
 /** Let the button in the bar open the card of a model. */
 export function watchModelCard(getModel) {
@@ -55,13 +57,15 @@ function testSections(model) {
       { class: "hint" },
       `On ${evaluation.n} ${evaluation.split} images, which were drawn as the training images were.`,
     ),
+    subgroupFold(evaluation),
   ];
 }
 
 function pointTable(model) {
   if (!model.operating_points.length)
     return element("p", {}, sentence(model.why_no_decision || "this model has no operating points"));
-  return table(
+  return dataTable(
+    "Operating points",
     ["Operating point", "Positive from", "Guarantee", "Sensitivity on test images", "Specificity on test images"],
     model.operating_points.map((point) => ({
       isMarked: point.name === model.operating_point,
@@ -106,7 +110,7 @@ function flat(value) {
 
 function unknowns(model) {
   const lines = [
-    "How good it is by age, sex, skin type, site of the body or camera: this server has no figures by group. The report of the training may have them, for what the data set records.",
+    `How good it is by ${joined(unknownAttributes(model.evaluation))}: the model has no figures by these groups.`,
     "How good it is on images that were chosen or taken in another way than its data set's.",
     "What it says of lesions of other classes: every image gets one of its classes.",
     "Whether an image shows a lesion at all. An image unlike the training images is marked, where the model can tell.",
@@ -122,40 +126,9 @@ function unknowns(model) {
 }
 
 function classTable(model) {
-  return table(
+  return dataTable(
+    "Classes",
     ["Class", "Diagnosis", "Counted as"],
     model.classes.map((one) => ({ cells: [one.name, one.diagnosis || "not known", one.malignancy] })),
-  );
-}
-
-/** Return a table; the first cell of a row is its heading. */
-function table(heads, rows) {
-  return element(
-    "div",
-    { class: "table-scroll", tabIndex: 0, role: "group", "aria-label": heads[0] },
-    element(
-      "table",
-      {},
-      element(
-        "thead",
-        {},
-        element(
-          "tr",
-          {},
-          heads.map((text) => element("th", { scope: "col" }, text)),
-        ),
-      ),
-      element(
-        "tbody",
-        {},
-        rows.map(({ cells, isMarked }) =>
-          element(
-            "tr",
-            { class: isMarked ? "in-use" : null },
-            cells.map((text, place) => (place ? element("td", {}, text) : element("th", { scope: "row" }, text))),
-          ),
-        ),
-      ),
-    ),
   );
 }
