@@ -4,8 +4,9 @@ import copy
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,15 @@ import dermkit as dk
 from conftest import Invoke
 from dermkit.errors import DataError, OutputError, UntrustedError, UsageError
 from dermkit.export import run as export_run
-from dermkit.export.int8 import check_compared, check_label_changes, cost_lines, divide_images, int8_parity
+from dermkit.export.int8 import (
+    CalibrationInputs,
+    check_compared,
+    check_label_changes,
+    cost_lines,
+    divide_images,
+    int8_parity,
+)
 from dermkit.export.run import ExportOutcome, export_model
-from dermkit.images.preprocess import Preprocessing
 from dermkit.models.card import MODEL_CARD_FILE
 from dermkit.models.checksums import write_checksums
 from dermkit.models.engines.graph import onnx_bytes
@@ -30,7 +37,8 @@ from dermkit.models.engines.quantisation import quantise
 from dermkit.monitoring.model_reference import read_monitored_model
 from dermkit.prediction.load import load_model
 from dermkit.prediction.parity import ParityReport
-from dermkit.prediction.parity_images import ParityImages
+from dermkit.prediction.parity_images import BATCH_SIZE, ParityImages
+from dermkit.prediction.pixels import decode_image
 from dermkit.progress import Progress
 from dermkit.serving.jobs import WorkerSettings
 from dermkit.serving.schemas import ModelAnswer
@@ -59,11 +67,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ParityImages:
 
 
 @pytest.fixture(scope="module")
-def outcome(trained: Path, images: ParityImages, tmp_path_factory: pytest.TempPathFactory) -> ExportOutcome:
+def decodings() -> Counter[str]:
+    """Return how often `outcome` decoded each image."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def outcome(
+    trained: Path, images: ParityImages, decodings: Counter[str], tmp_path_factory: pytest.TempPathFactory
+) -> ExportOutcome:
     """Return the trained net in int8, whatever it costs."""
     out = tmp_path_factory.mktemp("int8") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_run, "choose_images", lambda *_: images)
+
+        def counted(path: Path, name: str, *arguments: Any, **options: Any) -> Any:
+            decodings[name] += 1
+            return decode_image(path, name, *arguments, **options)
+
+        patch.setattr("dermkit.prediction.parity_images.decode_image", counted)
         return export_model(trained, to="onnx", out=out, int8=True, max_label_changes=1.0)
 
 
@@ -79,6 +101,26 @@ def test_the_products_of_the_net_are_in_8_bits(outcome: ExportOutcome) -> None:
     assert all(outputs[name] == "DequantizeLinear" for node in products for name in node.input[:2])
     about = {entry.key: entry.value for entry in net.metadata_props}
     assert json.loads(about["classes"]) == ["benign", "malignant"] and "Research use only" in net.doc_string
+
+
+def test_an_image_is_decoded_for_what_it_is_used_for_and_not_to_be_counted(
+    outcome: ExportOutcome, images: ParityImages, decodings: Counter[str]
+) -> None:
+    """Once more are decoded those of the first batch of each half, which show that there is an image at all."""
+    for half in (images.files[::2], images.files[1::2]):
+        names = [name for name, _ in half]
+        assert [decodings[name] for name in names] == [2] * BATCH_SIZE + [1] * (len(names) - BATCH_SIZE)
+
+
+def test_images_that_set_no_range_since_they_are_broken_are_not_counted(
+    trained: Path, images: ParityImages, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    files = (*images.files[:5], ("broken.png", tmp_path / "broken.png"), *images.files[5:40])
+    inputs = CalibrationInputs(load_model(trained), 0, replace(images, files=files), size=16)
+    assert inputs.n_images == 0
+    parts = [len(batch["pixels"]) for batch in inputs]
+    assert sum(parts) == inputs.n_images == 40 and max(parts) == 16
 
 
 def test_the_cost_is_that_of_the_images_that_set_no_range(
@@ -257,14 +299,13 @@ class OtherModel:
 
     metadata_fields: tuple[str, ...]
     members: tuple[int, ...]
-    resizings: tuple[Preprocessing, ...]
 
 
-def test_the_cost_of_random_metadata_is_unknown_and_several_nets_are_said(
-    trained: Path, images: ParityImages
-) -> None:
-    halves, resizings = divide_images(images), load_model(trained).resizings
-    parity = int8_parity(cast(Any, OtherModel(("age",), (0, 1), resizings)), report_of(40, 0), halves, 0.2)
+def test_the_cost_of_random_metadata_is_unknown_and_several_nets_are_said(images: ParityImages) -> None:
+    parity = int8_parity(
+        cast(Any, OtherModel(("age",), (0, 1))), report_of(40, 0), divide_images(images).comparison, 0.2,
+        n_calibration_images=40,
+    )  # fmt: skip
     assert parity["cost"] is None and parity["n_calibration_images"] == 40
     lines = " ".join(cost_lines(parity))
     assert "age" in lines and "random numbers" in lines and "training images of the others" in lines

@@ -72,22 +72,30 @@ def _too_few(n_images: int, source: str, needed: str) -> UsageError:
     )
 
 
-def calibration_batches(
-    predictor: "Predictor", number: int, images: "ParityImages", *, size: int
-) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Yield inputs of a net, `size` images at once. Metadata are random, as in the comparison."""
-    member, rng = predictor.members[number], np.random.default_rng(0)
-    resizing = distinct_resizings(predictor.members)[1][number]
-    for _, pixels in images.batches(predictor.resizings):
-        array = pixels[resizing]
-        for start in range(0, len(array), size):
-            part = array[start : start + size]
-            metadata = (
-                {}
-                if member.metadata is None
-                else {METADATA_INPUT: rng.random((len(part), member.metadata.width), np.float32)}
-            )
-            yield {PIXELS_INPUT: part, **metadata}
+class CalibrationInputs:
+    """Inputs of a net that set its ranges, at most `size` images at once; an iteration decodes the images.
+
+    Metadata are random, as in the comparison. n_images: how many were decoded and could be used, so far.
+    """
+
+    def __init__(self, predictor: "Predictor", number: int, images: "ParityImages", *, size: int) -> None:
+        self._member, self._images, self._size = predictor.members[number], images, size
+        self._resizings, self._place = predictor.resizings, distinct_resizings(predictor.members)[1][number]
+        self.n_images = 0
+
+    def __iter__(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        metadata, rng = self._member.metadata, np.random.default_rng(0)
+        for names, pixels in self._images.batches(self._resizings):
+            self.n_images += len(names)
+            array = pixels[self._place]
+            for start in range(0, len(array), self._size):
+                part = array[start : start + self._size]
+                fields = (
+                    {}
+                    if metadata is None
+                    else {METADATA_INPUT: rng.random((len(part), metadata.width), np.float32)}
+                )
+                yield {PIXELS_INPUT: part, **fields}
 
 
 def check_label_changes(report: "ParityReport", limit: float) -> None:
@@ -111,22 +119,26 @@ def _interval_text(interval: Sequence[float]) -> str:
 
 
 def int8_parity(
-    predictor: "Predictor", report: "ParityReport", images: Int8Images, limit: float
+    predictor: "Predictor",
+    report: "ParityReport",
+    images: "ParityImages",
+    limit: float,
+    *,
+    n_calibration_images: int,
 ) -> dict[str, Any]:
-    """Return `parity` of export.json: with a limit on labels instead of probabilities, and the cost."""
+    """Return `parity` of export.json: with a limit on labels instead of probabilities, and the cost.
+
+    images: compared on. n_calibration_images: that set the ranges.
+    """
     content = {name: value for name, value in report.as_dict().items() if not name.endswith("tolerance")}
     return {
         **content,
         "max_label_changes": limit,
         "label_change_ci95": list(proportion_interval(report.n_different_labels, report.n_images)[0]),
-        "n_calibration_images": _n_usable(predictor, images.calibration),
-        "cost": None if predictor.metadata_fields else _cost(predictor, report, images.comparison),
-        "notes": _notes(predictor, images.comparison),
+        "n_calibration_images": n_calibration_images,
+        "cost": None if predictor.metadata_fields else _cost(predictor, report, images),
+        "notes": _notes(predictor, images),
     }
-
-
-def _n_usable(predictor: "Predictor", images: "ParityImages") -> int:
-    return sum(len(names) for names, _ in images.batches(predictor.resizings[:1]))
 
 
 def _notes(predictor: "Predictor", images: "ParityImages") -> list[str]:

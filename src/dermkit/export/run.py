@@ -10,8 +10,8 @@ from dermkit.export.document import export_json, net_description, net_properties
 from dermkit.export.folder import export_place, move_into_place, scratch_folder
 from dermkit.export.int8 import (
     MAX_LABEL_CHANGES,
+    CalibrationInputs,
     Int8Images,
-    calibration_batches,
     check_compared,
     check_label_changes,
     cost_lines,
@@ -42,7 +42,7 @@ from dermkit.models.test_pictures import draw_test_pictures
 from dermkit.models.training_images import TRAINING_IMAGE_COLUMNS
 from dermkit.prediction.locate import check_model_folder
 from dermkit.prediction.parity import ParityReport, compare_nets, images_at_once
-from dermkit.prediction.parity_images import check_usable, choose_images
+from dermkit.prediction.parity_images import ParityImages, check_usable, choose_images
 from dermkit.progress import Progress
 
 if TYPE_CHECKING:
@@ -98,12 +98,18 @@ def export_model(
         predictor = load_model(model, progress=progress)
         for part in (int8_images.calibration, int8_images.comparison) if int8_images else (parity_images,):
             check_usable(part, predictor.resizings)
+        n_calibration_images = 0  # the same of each net
         for number in range(len(predictor.nets)):
             say(f"writing net {number + 1} of {len(predictor.nets)} as {to}")
-            _write_net(predictor, number, to, scratch, int8_images)
+            n_calibration_images = _write_net(predictor, number, to, scratch, int8_images)
         sessions = open_sessions(scratch, to, len(predictor.nets))
-        report = compare_nets(predictor, sessions, int8_images.comparison if int8_images else parity_images)
-        comparison = _check_comparison(predictor, to, report, int8_images, max_label_changes)
+        compared = int8_images.comparison if int8_images else parity_images
+        report = compare_nets(predictor, sessions, compared)
+        if int8:
+            comparison = _check_int8(predictor, report, compared, max_label_changes, n_calibration_images)
+        else:
+            report.check(to)
+            comparison = _Comparison(report.as_dict(), tuple(report.sentences()))
         _write_documents(predictor, to, scratch, comparison, sessions if int8 else None)
         move_into_place(scratch, place)
     folder = out if out.is_dir() else place  # a path through an absent folder and back leads nowhere
@@ -119,16 +125,17 @@ class _Comparison:
     lines: tuple[str, ...]
 
 
-def _check_comparison(
-    predictor: "Predictor", to: str, report: ParityReport, int8_images: Int8Images | None, max_label_changes: float
+def _check_int8(
+    predictor: "Predictor",
+    report: ParityReport,
+    images: ParityImages,
+    max_label_changes: float,
+    n_calibration: int,
 ) -> _Comparison:
-    """Return what is said of the comparison; raises `UntrustedError` where the nets are too far from torch."""
-    if int8_images is None:
-        report.check(to)
-        return _Comparison(report.as_dict(), tuple(report.sentences()))
+    """Return what is said of the comparison in int8; raises `UntrustedError` where too many labels change."""
     check_compared(report)
     check_label_changes(report, max_label_changes)
-    parity = int8_parity(predictor, report, int8_images, max_label_changes)
+    parity = int8_parity(predictor, report, images, max_label_changes, n_calibration_images=n_calibration)
     return _Comparison(parity, tuple(cost_lines(parity)))
 
 
@@ -145,8 +152,11 @@ def _check_format(to: str) -> None:
 
 def _write_net(
     predictor: "Predictor", number: int, to: str, folder: Path, int8_images: Int8Images | None = None
-) -> None:
-    """Write one net; OpenVINO's own converter reports every use to its maker, so it reads the ONNX file."""
+) -> int:
+    """Write one net, and return how many images set its ranges, 0 in float32.
+
+    OpenVINO's converter reports every use to its maker, so it reads the ONNX file.
+    """
     from dermkit.models.engines.graph import onnx_bytes
 
     member, properties = predictor.members[number], net_properties(predictor, number)
@@ -155,12 +165,13 @@ def _write_net(
         predictor.nets[number], member.preprocessing, member.views, properties=properties,
         description=net_description(predictor),
     )  # fmt: skip
+    n_calibration_images = 0
     if int8_images is not None:
-        size = images_at_once(member)
-        content = quantise(content, calibration_batches(predictor, number, int8_images.calibration, size=size))
+        inputs = CalibrationInputs(predictor, number, int8_images.calibration, size=images_at_once(member))
+        content, n_calibration_images = quantise(content, inputs), inputs.n_images
     write_bytes(path, content)
     if to == ONNX_FORMAT:
-        return
+        return n_calibration_images
     openvino = load_openvino()
     try:
         graph = openvino_core().read_model(str(path))
@@ -176,6 +187,7 @@ def _write_net(
         ) from error
     with output_errors(folder):
         path.unlink()
+    return n_calibration_images
 
 
 def open_sessions(folder: Path, exported: str, n_nets: int) -> list[Session]:
