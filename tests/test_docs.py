@@ -24,6 +24,7 @@ FOREIGN_FLAGS = {
     "--standalone", "--nproc-per-node", "--max-restarts",  # torchrun
     "--nodes", "--ntasks-per-node", "--gpus-per-node", "--gpus-per-task", "--cpus-per-task", "--time", "--signal",
     "--kill-on-bad-exit",  # SLURM
+    "--build", "--wait",  # docker compose
 }  # fmt: skip
 FOREIGN_FILES = {
     "HAM10000_metadata.csv", "ISIC_2019_Training_Metadata.csv", "ISIC2018_Task3_Training_LesionGroupings.csv",
