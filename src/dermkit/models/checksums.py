@@ -9,11 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from dermkit.errors import UntrustedError
-from dermkit.files import MAX_READ_BYTES, read_regular, sha256_bytes, sha256_file, write_text
+from dermkit.files import read_regular, sha256_bytes, sha256_file, write_text
 
 CHECKSUM_FILE = "SHA256SUMS"
 _PENDING_PREFIX = "# next "
 _MAX_CHECKSUM_BYTES = 2**20
+MAX_FOLDER_BYTES = 2**33
+"""Of all files of a folder together, since all are held in memory: two nets of a billion weights."""
 _COPY_REMEDY = "copy the model folder anew from where it was trained"
 
 
@@ -87,12 +89,15 @@ class VerifiedFiles(dict[str, bytes]):
 def read_verified(folder: Path) -> VerifiedFiles:
     """Return file name -> bytes of every listed file, so that the bytes that were hashed are those that are used.
 
-    Raises `UntrustedError` where a file is missing or changed, is no regular file, or is a link out of the folder.
+    Raises `UntrustedError` where a file is missing or changed, is no regular file, or is a link out of the folder, and
+    where they are larger than `MAX_FOLDER_BYTES` together: nothing of a file that is too large is read.
     """
     content, sums = VerifiedFiles(), {}
+    n_free = MAX_FOLDER_BYTES
     for name, hashes in expected_hashes(folder).items():
         # Read once, hashed and used: a file that is exchanged in between cannot slip through.
-        content[name] = _read_inside(folder, name, MAX_READ_BYTES)
+        content[name] = _read_inside(folder, name, n_free)
+        n_free -= len(content[name])
         sums[name] = sha256_bytes(content[name])
         if sums[name] not in hashes:
             raise _changed_file_error(folder / name, "nothing was predicted")

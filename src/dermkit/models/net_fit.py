@@ -77,6 +77,17 @@ def _compare_shapes(spec: ModelSpec, expected: Mapping[str, Tensor], state: Mapp
         raise _misfit_error(spec, first_of(problems, 5, "; "))
 
 
+def _check_kinds(spec: ModelSpec, expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise `UntrustedError` for whole numbers where the net has weights: loading them would only convert them."""
+    problems = [
+        f"{name} holds {state[name].dtype}, the net has {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in state and state[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    if problems:
+        raise _misfit_error(spec, first_of(problems, 5, "; "))
+
+
 def _misfit_error(spec: ModelSpec, problem: str) -> UntrustedError:
     head = f" with {spec.classifier.kind}" if spec.classifier else ""
     return UntrustedError(
@@ -99,7 +110,11 @@ def rebuild_net(
         check_fits(unloaded_spec, n_classes, state, image_size=member.preprocessing.size, n_metadata=n_metadata)
         weights = resolve_weights(unloaded_spec, None)
         net = build_net(unloaded_spec, n_classes, weights=weights, seed=0, n_metadata=n_metadata)
+        _check_kinds(unloaded_spec, net.state_dict(), state)
         net.load_state_dict(state, strict=True)
+    except UntrustedError as error:
+        message = f"{folder / member.file}: {error.message}"
+        raise UntrustedError(message, outcome=error.outcome, remedy=error.remedy) from error
     except (RuntimeError, UsageError) as error:
         raise UntrustedError(
             f"{folder}: weights do not fit {spec.backbone}: {error}", remedy="copy it anew"

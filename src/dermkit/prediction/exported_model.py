@@ -262,7 +262,7 @@ def _check_pictures(
     path: Path, engine: SessionEngine, member: MemberFields, recorded: NDArray[np.float64], tolerance: float
 ) -> int:
     """Raise `UntrustedError` unless an engine gives what was recorded of the test pictures; returns C."""
-    probabilities, features = engine.score(draw_test_pictures(member.preprocessing.size))
+    probabilities, features = _score_pictures(path, engine, member)
     is_alike = probabilities.shape == recorded.shape and features is not None
     difference = float(np.abs(probabilities - recorded).max()) if is_alike else math.nan
     if features is None or not difference <= tolerance:
@@ -273,6 +273,18 @@ def _check_pictures(
             remedy="install another version of this engine, or --engine with the other one",
         )
     return int(features.shape[1])
+
+
+def _score_pictures(path: Path, engine: SessionEngine, member: MemberFields) -> tuple[Any, Any]:
+    """Return a net's probabilities (N, K) and features (N, C) of the test pictures."""
+    try:
+        return engine.score(draw_test_pictures(member.preprocessing.size))
+    except UntrustedError as error:
+        message = f"{path}: {error.message}"
+        raise UntrustedError(message, outcome=error.outcome or _NOTHING, remedy=error.remedy) from error
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        problem = f"{path}: its outputs are not those of an exported net: {error}"
+        raise UntrustedError(problem, outcome=_NOTHING, remedy=_EXPORT_AGAIN) from error
 
 
 def _read_features(content: ModelContent, number: int, n_features: int) -> ReferenceFeatures | None:

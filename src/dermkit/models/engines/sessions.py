@@ -4,7 +4,7 @@ Shapes: N images of S x S pixels, V test-time views, C features of an image, K c
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dermkit.errors import ResourceError, UntrustedError
 from dermkit.metrics.stats.arrays import Floats
+from dermkit.models.engines.onnx_operators import ENDLESS_OPERATORS, onnx_operators
 from dermkit.models.engines.packages import load_onnxruntime, load_openvino
 from dermkit.threads import cpu_count
 
@@ -58,6 +59,8 @@ class OnnxRuntimeSession:
 
     def __init__(self, path: Path, *, content: Sequence[bytes] = ()) -> None:
         onnxruntime = load_onnxruntime()
+        if content:
+            _check_onnx(path, content[0])
         options = onnxruntime.SessionOptions()
         # One thread a call: callers run several batches at once, and a batch's numbers must not depend on how many.
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -68,6 +71,7 @@ class OnnxRuntimeSession:
             )
         except Exception as error:
             raise _unreadable(path, "ONNX Runtime", error) from error
+        _check_outputs(path, [output.name for output in self._session.get_outputs()])
 
     def __call__(self, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
         """Score resized pixels, as `Session` says."""
@@ -115,11 +119,12 @@ class OpenVinoSession:
         }  # fmt: skip
         try:
             core = openvino_core()
-            self._net = core.compile_model(
-                core.read_model(*content) if content else core.read_model(str(path)), "CPU", settings
-            )
+            model = core.read_model(*content) if content else core.read_model(str(path))
+            _check_operators(path, {operator.get_type_name() for operator in model.get_ops()})
+            self._net = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise _unreadable(path, "OpenVINO", error) from error
+        _check_outputs(path, [name for output in self._net.outputs for name in output.get_names()])
         self._requests = threading.local()
 
     def __call__(self, pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
@@ -138,6 +143,34 @@ class OpenVinoSession:
 def _inputs(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
     inputs: dict[str, NDArray[Any]] = {PIXELS_INPUT: np.ascontiguousarray(pixels)}
     return inputs if metadata is None else {**inputs, METADATA_INPUT: np.ascontiguousarray(metadata)}
+
+
+def _check_onnx(path: Path, content: bytes) -> None:
+    """Raise `UntrustedError` for bytes that are no ONNX file, and for one whose operators may never end."""
+    try:
+        operators = onnx_operators(content)
+    except ValueError as error:
+        raise _unreadable(path, "ONNX Runtime", error) from error
+    _check_operators(path, operators)
+
+
+def _check_operators(path: Path, operators: Collection[str]) -> None:
+    if endless := sorted(ENDLESS_OPERATORS.intersection(operators)):
+        raise UntrustedError(
+            f"{path}: holds {', '.join(endless)}, which may run for ever and which no exported net has",
+            outcome="nothing was predicted",
+            remedy="export the model again",
+        )
+
+
+def _check_outputs(path: Path, names: Sequence[str]) -> None:
+    """Raise `UntrustedError` for a net without the outputs that are read."""
+    if absent := [name for name in OUTPUTS if name not in names]:
+        raise UntrustedError(
+            f"{path}: the net has no output {' and no '.join(absent)}",
+            outcome="nothing was predicted",
+            remedy="export the model again",
+        )
 
 
 def _unreadable(path: Path, engine: str, error: Exception) -> UntrustedError:
