@@ -34,9 +34,11 @@ def why_no_rollout(net: Net) -> str:
     blocks = getattr(net.backbone, "blocks", None)
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not hasattr(net.backbone, "num_prefix_tokens"):
         return "attention roll-out needs blocks in which every token attends to all (ViT, DeiT, EVA)"
-    others = [type(block).__name__ for block in blocks if not _is_global(block)]
-    if others:
-        return f"attention roll-out needs blocks in which every token attends to all, and {others[0]} is none"
+    foreign_blocks = [type(block).__name__ for block in blocks if not _is_global(block)]
+    if foreign_blocks:
+        return (
+            f"attention roll-out needs blocks in which every token attends to all, and {foreign_blocks[0]} is none"
+        )
     if not _attentions(net.backbone):
         return "attention roll-out needs blocks with attention, and the net has none"
     if _read_tokens(net.backbone) is None:
@@ -116,8 +118,8 @@ def rollout_evidence(
     ):  # the identity says nothing of a class: without it a net that attends to nothing has no evidence
         relevance = relevance - identity
     patches = relevance[_read_tokens(net.backbone)].mean(dim=0)[net.backbone.num_prefix_tokens :]
-    side = math.isqrt(len(patches))  # inputs are square, so are their patches
-    grid = patches.reshape(1, 1, side, side)
+    n_patches_across = math.isqrt(len(patches))  # inputs are square, so are their patches
+    grid = patches.reshape(1, 1, n_patches_across, n_patches_across)
     size = inputs.shape[-2:]
     return torch.nn.functional.interpolate(grid, size, mode="bilinear", align_corners=False)[0, 0].detach()
 

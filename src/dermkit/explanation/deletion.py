@@ -114,7 +114,7 @@ def _order_curves(
     target: EvidenceTarget,
 ) -> tuple[Floats, Floats]:  # fmt: skip
     """Return deletion and insertion for one order of the cells, given for each way of resizing."""
-    hidden, shown = [], []
+    deletion, insertion = [], []
     for pixels, order in zip(inputs, orders, strict=True):
         ranks = np.empty(cells**2, dtype=np.int64)
         ranks[order] = np.arange(cells**2)
@@ -122,6 +122,6 @@ def _order_curves(
         limits = np.arange(_STEPS + 1) * cells**2 // _STEPS
         is_first = (rank_of_pixel[None] < limits[:, None, None])[..., None]
         mean_colour = np.rint(pixels.mean(axis=(0, 1))).astype(np.uint8)
-        hidden.append(np.where(is_first, mean_colour, pixels))
-        shown.append(np.where(is_first, pixels, mean_colour))
-    return target.probability(score(hidden)), target.probability(score(shown))
+        deletion.append(np.where(is_first, mean_colour, pixels))
+        insertion.append(np.where(is_first, pixels, mean_colour))
+    return target.probability(score(deletion)), target.probability(score(insertion))

@@ -19,10 +19,10 @@ def to_image(values: _Map, preprocessing: Preprocessing, shape: tuple[int, int])
         return _resize(values, shape)
     if preprocessing.resize == "pad":
         return _resize(values[_padded_box(size, shape)], shape)
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
     framed = np.full(shape, np.nan, dtype=np.float32)
-    framed[top : top + side, left : left + side] = _resize(values, (side, side))
+    framed[top : top + edge, left : left + edge] = _resize(values, (edge, edge))
     return framed
 
 
@@ -32,9 +32,9 @@ def to_input(values: _Map, preprocessing: Preprocessing) -> _Map:
     if preprocessing.resize == "squash":
         return _resize(values, (size, size))
     if preprocessing.resize == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        return _resize(values[top : top + side, left : left + side], (size, size))
+        edge = min(height, width)
+        top, left = (height - edge) // 2, (width - edge) // 2
+        return _resize(values[top : top + edge, left : left + edge], (size, size))
     framed = np.full((size, size), np.nan, dtype=np.float32)
     rows, columns = _padded_box(size, (height, width))
     framed[rows, columns] = _resize(values, (rows.stop - rows.start, columns.stop - columns.start))
@@ -45,7 +45,7 @@ def _padded_box(size: int, shape: tuple[int, int]) -> tuple[slice, slice]:
     """Return where `pad` puts an image in the input, as rows and columns."""
     height, width = shape
     longer_side = max(shape)
-    inner_width, inner_height = (max(1, round(side * size / longer_side)) for side in (width, height))
+    inner_width, inner_height = (max(1, round(edge * size / longer_side)) for edge in (width, height))
     left, top = (size - inner_width) // 2, (size - inner_height) // 2
     return slice(top, top + inner_height), slice(left, left + inner_width)
 

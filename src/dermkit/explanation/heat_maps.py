@@ -55,17 +55,17 @@ class NetExplainer:
         self, net: Net, preprocessing: Preprocessing, *, method: MapMethod, batch_size: int,
         windows_per_side: int = WINDOWS_PER_SIDE,
     ) -> None:  # fmt: skip
-        chosen, self.reason = choose_method(net, method)
+        method_name, self.reason = choose_method(net, method)
         self._net, self._preprocessing, self._device = net, preprocessing, next(net.parameters()).device
-        self.name: str = chosen
+        self.name: str = method_name
         self.layer = ""
         self._attribute: Callable[[Tensor, NetScore], Tensor]
-        if chosen == "gradient" and (layer := find_map_layer(net)) is not None:
+        if method_name == "gradient" and (layer := find_map_layer(net)) is not None:
             self.name, self.layer = layer.method, layer.name
             self._attribute = partial(_gradient_evidence, net, layer)
-        elif chosen == "gradient-rollout" or chosen == "rollout":
-            self.name = ROLLOUT_NAMES[chosen]
-            self._attribute = partial(rollout_evidence, net, method=chosen)
+        elif method_name == "gradient-rollout" or method_name == "rollout":
+            self.name = ROLLOUT_NAMES[method_name]
+            self._attribute = partial(rollout_evidence, net, method=method_name)
         else:
             self._attribute = partial(occlusion_evidence, batch_size=batch_size, windows_per_side=windows_per_side)
 
@@ -123,11 +123,11 @@ def scale_to_one(evidence: NDArray[np.floating]) -> HeatMap:
 
 def log_odds(logits: Tensor, target: EvidenceTarget) -> Tensor:
     """Return the log-odds of the target's class, (N,), of logits (N, K)."""
-    own = logits[:, target.class_index]
+    logit = logits[:, target.class_index]
     if target.against_index is not None:
-        return own - logits[:, target.against_index]
-    others = [column for column in range(logits.shape[1]) if column != target.class_index]
-    return own - logits[:, others].logsumexp(dim=1)
+        return logit - logits[:, target.against_index]
+    other_columns = [column for column in range(logits.shape[1]) if column != target.class_index]
+    return logit - logits[:, other_columns].logsumexp(dim=1)
 
 
 def _score(net: Net, target: EvidenceTarget, metadata: Tensor | None, x: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ class ImageMasks:
             )
 
 
-def find_image_masks(given: Path | None, model: Path, progress: Progress) -> ImageMasks:
+def find_image_masks(folder: Path | None, model: Path, progress: Progress) -> ImageMasks:
     """Return the masks of a folder, else those of the data set that a model's run was trained on, else none."""
-    if given is not None:
-        return ImageMasks(LesionMasks(given))
+    if folder is not None:
+        return ImageMasks(LesionMasks(folder))
     images = images_root(model)
     return ImageMasks(None) if images is None else ImageMasks(masks_of_run(run_of_model(model), progress), images)

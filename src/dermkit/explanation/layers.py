@@ -128,8 +128,10 @@ class GridView(nn.Module):
             view: Tensor = self.grid(output.permute(0, 3, 1, 2))
             return view.permute(0, 2, 3, 1)
         prefix, patches = output[:, : self.n_prefix], output[:, self.n_prefix :]
-        side = math.isqrt(patches.shape[1])  # inputs are square, so are their patches
-        tokens: Tensor = self.grid(patches.transpose(1, 2).reshape(len(output), -1, side, side))
+        n_patches_across = math.isqrt(patches.shape[1])  # inputs are square, so are their patches
+        tokens: Tensor = self.grid(
+            patches.transpose(1, 2).reshape(len(output), -1, n_patches_across, n_patches_across)
+        )
         return torch.cat([prefix, tokens.flatten(2).transpose(1, 2)], dim=1)
 
 

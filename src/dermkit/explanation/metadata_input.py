@@ -76,12 +76,12 @@ class MetadataInput:
         if not self.is_given:
             return self._unknown_sentence()
         fields, n = ", ".join(metadata_fields(self.members)), len(self.table.table)
-        given = (
+        sentence = (
             f"The model takes {fields} beside the image. Maps and probabilities are of images with them: "
             f"{self.table.source} has a row for {self.table.n_with_row} of {n} image{'s' * (n != 1)}, and what it does "
             "not hold is unknown."
         )
-        return f"{given} {summary_sentence(summarise_weights(weights))}".rstrip()
+        return f"{sentence} {summary_sentence(summarise_weights(weights))}".rstrip()
 
     def _unknown_sentence(self) -> str:
         return (

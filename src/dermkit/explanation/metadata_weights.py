@@ -58,10 +58,12 @@ class InputWeight:
         )
         rest = " (filled with its mean colour)" if self.part == IMAGE else ""
         of = f"P({class_name})" if against is None else f"P({class_name}), of {class_name} and {against} alone,"
-        other = "" if self.predicted_without == self.predicted else f", and the answer {self.predicted_without}"
+        answer_change = (
+            "" if self.predicted_without == self.predicted else f", and the answer {self.predicted_without}"
+        )
         return (
             f"Without {without}{rest}, {of} would be {_p_text(self.p_without)} instead of "
-            f"{_p_text(self.p)}{other}."
+            f"{_p_text(self.p)}{answer_change}."
         )
 
 
@@ -79,12 +81,12 @@ def weigh_inputs(
     inputs: pixels (S, S, 3) for each way of resizing. row: the metadata of the image, one row with a column for each
     field that the model takes, "" = unknown.
     """
-    known = [name for name in row.columns if row[name].iloc[0]]
-    if not known:
+    fields = [name for name in row.columns if row[name].iloc[0]]
+    if not fields:
         return ()
-    taken = [(name, [name]) for name in known] + ([(ALL_METADATA, known)] if len(known) > 1 else [])
+    parts = [(name, [name]) for name in fields] + ([(ALL_METADATA, fields)] if len(fields) > 1 else [])
     table = pd.concat(
-        [row, *(row.assign(**dict.fromkeys(names, "")) for _, names in taken), row], ignore_index=True
+        [row, *(row.assign(**dict.fromkeys(names, "")) for _, names in parts), row], ignore_index=True
     )
     variants = []
     for pixels in inputs:
@@ -96,21 +98,21 @@ def weigh_inputs(
     predicted = [class_names[index] for index in probabilities.argmax(axis=1).tolist()]
     return tuple(
         InputWeight(
-            part, str(row[part].iloc[0]) if part in known else "", float(p[0]), float(p[number]),
+            part, str(row[part].iloc[0]) if part in fields else "", float(p[0]), float(p[number]),
             log_odds[0] - log_odds[number], predicted[0], predicted[number],
         )
-        for number, part in enumerate([*(name for name, _ in taken), IMAGE], start=1)
+        for number, part in enumerate([*(name for name, _ in parts), IMAGE], start=1)
     )  # fmt: skip
 
 
 def _log_odds(probabilities: Floats, target: EvidenceTarget) -> list[float]:
     """Return the log-odds of the target's class, (V,), from the others' probabilities: 1 - p has no digits near 1."""
     if target.against_index is None:
-        others = np.delete(probabilities, target.class_index, axis=1).sum(axis=1)
+        opposite = np.delete(probabilities, target.class_index, axis=1).sum(axis=1)
     else:
-        others = probabilities[:, target.against_index]
+        opposite = probabilities[:, target.against_index]
     p = probabilities[:, target.class_index]
-    odds: list[float] = (np.log(np.maximum(p, _MIN_P)) - np.log(np.maximum(others, _MIN_P))).tolist()
+    odds: list[float] = (np.log(np.maximum(p, _MIN_P)) - np.log(np.maximum(opposite, _MIN_P))).tolist()
     return odds
 
 

@@ -68,21 +68,21 @@ class TrainingCases:
         its own neighbours.
         """
         distances = self._distances(features)
-        own = self.groups[self.pixel_keys == np.uint64(int(pixel_sha256[:16] or "0", 16))]
-        distances[np.isin(self.groups, own)] = np.nan
+        groups_of_image = self.groups[self.pixel_keys == np.uint64(int(pixel_sha256[:16] or "0", 16))]
+        distances[np.isin(self.groups, groups_of_image)] = np.nan
         order = np.argsort(distances, kind="stable")[: np.count_nonzero(~np.isnan(distances))]
         nearest = list(islice(self._one_of_a_group(order), N_NEAREST))
-        shown = {int(self.labels[row]) for row in nearest}
-        others = []
+        nearest_labels = {int(self.labels[row]) for row in nearest}
+        rows_of_other_classes = []
         for row in order.tolist():  # of all images: a patient whose nevus is shown may have the nearest melanoma
-            if int(self.labels[row]) not in shown:
-                shown.add(int(self.labels[row]))
-                others.append(row)
+            if int(self.labels[row]) not in nearest_labels:
+                nearest_labels.add(int(self.labels[row]))
+                rows_of_other_classes.append(row)
         return [
             NearestCase(
                 utf8_safe(self.image_ids[row]), self.class_names[self.labels[row]], float(distances[row]), is_other
             )
-            for rows, is_other in ((nearest, False), (others, True))
+            for rows, is_other in ((nearest, False), (rows_of_other_classes, True))
             for row in rows
         ]  # fmt: skip
 
@@ -95,10 +95,10 @@ class TrainingCases:
         return np.asarray(total / n_nets, dtype=np.float32)
 
     def _one_of_a_group(self, order: NDArray[np.int64]) -> Iterator[int]:
-        seen = set()
+        nearest_groups = set()
         for row in order.tolist():
-            if int(self.groups[row]) not in seen:
-                seen.add(int(self.groups[row]))
+            if int(self.groups[row]) not in nearest_groups:
+                nearest_groups.add(int(self.groups[row]))
                 yield row
 
 
@@ -106,13 +106,13 @@ def training_cases(
     nets: Sequence[ReferenceFeatures | None], members: Sequence[MemberFields], class_names: Sequence[str]
 ) -> TrainingCases | None:
     """Return the training images of a model; None where one of its nets holds none."""
-    held = [net for net in nets if net is not None]
-    if not held or len(held) < len(nets):
+    references = [net for net in nets if net is not None]
+    if not references or len(references) < len(nets):
         return None
     places: dict[tuple[str, int], int] = {}
     columns: list[NDArray[np.int64]] = []
     rows: list[tuple[str, int, int, int]] = []
-    for net, member in zip(held, members, strict=True):
+    for net, member in zip(references, members, strict=True):
         class_of = np.argsort(member.class_order)  # the column of a net's output -> the model's class
         keys = list(zip(net.image_ids, net.pixel_keys.tolist(), strict=True))
         for key, label, group in zip(keys, net.labels, net.groups.tolist(), strict=True):
@@ -121,7 +121,7 @@ def training_cases(
         columns.append(np.array([places[key] for key in keys], dtype=np.int64))
     ids, labels, groups, pixel_keys = zip(*rows, strict=True)
     return TrainingCases(
-        tuple(held), tuple(class_names), ids, np.array(labels, np.int64), np.array(groups, np.int64),
+        tuple(references), tuple(class_names), ids, np.array(labels, np.int64), np.array(groups, np.int64),
         np.array(pixel_keys, np.uint64), tuple(columns),
     )  # fmt: skip
 

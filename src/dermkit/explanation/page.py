@@ -43,7 +43,7 @@ def write_page(
     refused. map_verdict, remedies: what the checks say together, and what to do next.
     """
     curve_uris = _write_curves(out, explanations) if summary is not None else []
-    shown = [
+    entries = [
         {"image": one, "target": target_text(one), "facts": list(image_facts(one))}
         for one in explanations[:MAX_IMAGES_SHOWN]
     ]
@@ -52,7 +52,7 @@ def write_page(
         map_verdict=map_verdict, remedies=remedies,
         check=check, second_input=second_input,
         summary=summary, curve_uris=curve_uris, mask_sentence=_mask_sentence(explanations),
-        open_images=shown[:_N_OPEN], more_images=shown[_N_OPEN:],
+        open_images=entries[:_N_OPEN], more_images=entries[_N_OPEN:],
         n_images=len(explanations), gradient=colour_stops(), rejected=rejected,
     )  # fmt: skip
     write_text(out / EXPLAIN_PAGE, html)
@@ -72,14 +72,14 @@ def _lead(explanations: Sequence[ImageExplanation], model: str) -> str:
 def _mask_sentence(explanations: Sequence[ImageExplanation]) -> str:
     """Return how much of the maps lies in the lesions, "" without masks."""
     shares = [one.share for one in explanations if one.share is not None]
-    known = [(share.inside, share.area) for share in shares if share.inside is not None]
-    if not known:
+    located = [(share.inside, share.area) for share in shares if share.inside is not None]
+    if not located:
         return "Not applicable: no map with evidence has a mask." if shares else ""
-    inside, area = np.mean(known, axis=0)
-    n_outside = sum(one < 0.5 for one, _ in known)
+    inside, area = np.mean(located, axis=0)
+    n_outside = sum(one < 0.5 for one, _ in located)
     return (
         f"{100 * inside:.0f} % of a map lies inside the lesion on average, and {100 * area:.0f} % of an even map would "
-        f"(n = {len(known)}). Most of the map lies outside in {n_outside} of them."
+        f"(n = {len(located)}). Most of the map lies outside in {n_outside} of them."
     )
 
 

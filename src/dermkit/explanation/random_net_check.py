@@ -94,8 +94,12 @@ def cell_labels(size: int, cells: int) -> NDArray[np.int64]:
 def image_correlations(trained: NDArray[np.float32], random_maps: Sequence[NDArray[np.float32]]) -> list[float]:
     """Return the rank correlation of one image's map with that of each random net; without those that have none."""
     ranks = map_ranks(trained)
-    others = [map_ranks(values) for values in random_maps]
-    return [] if ranks is None else [float((ranks * other).sum()) for other in others if other is not None]
+    random_ranks = [map_ranks(values) for values in random_maps]
+    return (
+        []
+        if ranks is None
+        else [float((ranks * random_rank).sum()) for random_rank in random_ranks if random_rank is not None]
+    )
 
 
 def compare_with_random_nets(
@@ -105,23 +109,25 @@ def compare_with_random_nets(
     by_image: list[list[tuple[Floats, Floats]]] = []
     for trained, random_maps in pairs:
         ranks = map_ranks(trained)
-        others = [other for values in random_maps if (other := map_ranks(values)) is not None]
-        if ranks is not None and others:
-            by_image.append([(ranks, other) for other in others])
+        random_ranks = [random_rank for values in random_maps if (random_rank := map_ranks(values)) is not None]
+        if ranks is not None and random_ranks:
+            by_image.append([(ranks, random_rank) for random_rank in random_ranks])
     if not by_image:
         return RandomNetCheck(None, None, 0, 0)
-    correlation = float(np.mean([np.mean([(ranks * other).sum() for ranks, other in one]) for one in by_image]))
+    correlation = float(
+        np.mean([np.mean([(ranks * random_rank).sum() for ranks, random_rank in one]) for one in by_image])
+    )
     rng = np.random.default_rng(seed)
-    drawn = np.mean(
+    null_mean = np.mean(
         [np.mean([_moved_correlations(*pair, rng) for pair in one], axis=0) for one in by_image], axis=0
     )
-    p = (1 + int((drawn >= correlation).sum())) / (1 + _N_DRAWS)
+    p = (1 + int((null_mean >= correlation).sum())) / (1 + _N_DRAWS)
     return RandomNetCheck(correlation, p, len(by_image), max(map(len, by_image)))
 
 
-def _moved_correlations(ranks: Floats, other: Floats, rng: np.random.Generator) -> Floats:
+def _moved_correlations(ranks: Floats, random_rank: Floats, rng: np.random.Generator) -> Floats:
     """Return the correlations with the other map moved, turned and mirrored at random, (draws,)."""
-    table = np.stack([_all_shifts(ranks, turned) for turned in _symmetries(other)])
+    table = np.stack([_all_shifts(ranks, turned) for turned in _symmetries(random_rank)])
     return np.asarray(rng.choice(table.ravel(), _N_DRAWS))
 
 
@@ -130,7 +136,7 @@ def _symmetries(values: Floats) -> list[Floats]:
     return [*turned, *(one.T for one in turned)]
 
 
-def _all_shifts(ranks: Floats, other: Floats) -> Floats:
+def _all_shifts(ranks: Floats, random_rank: Floats) -> Floats:
     """Return the correlation at every cyclic shift, (C, C)."""
-    product = np.fft.rfft2(ranks) * np.conj(np.fft.rfft2(other))
+    product = np.fft.rfft2(ranks) * np.conj(np.fft.rfft2(random_rank))
     return np.asarray(np.fft.irfft2(product, s=ranks.shape))

@@ -255,8 +255,8 @@ def _explain_all(
         make_folder(job.out / folder)
     explanations, cell_maps = [], []
     for number, image in enumerate(images, start=1):
-        opened = open_image(Path(image.path), name=image.name)
-        explanation, maps = _explain_image(job, image, opened, number)
+        lesion_image = open_image(Path(image.path), name=image.name)
+        explanation, maps = _explain_image(job, image, lesion_image, number)
         explanations.append(explanation)
         cell_maps += maps
         progress.step("explaining", number, len(images))
@@ -264,11 +264,11 @@ def _explain_all(
 
 
 def _explain_image(
-    job: _Job, image: ImageRef, opened: LesionImage, number: int
+    job: _Job, image: ImageRef, lesion_image: LesionImage, number: int
 ) -> tuple[ImageExplanation, list[_CellMaps]]:
-    picture = np.asarray(_picture(opened.pixels))
+    picture = np.asarray(_picture(lesion_image.pixels))
     shape = (picture.shape[0], picture.shape[1])
-    inputs = job.explainer.resize(opened.pixels)
+    inputs = job.explainer.resize(lesion_image.pixels)
     row = job.metadata.row(image)
     p = job.predictor.probabilities([array[None] for array in inputs], row)[0]
     target = job.choice.for_image(job.decision_probabilities(p))
@@ -276,18 +276,18 @@ def _explain_image(
     explanation = _describe(job, image, p, target, model_map, number)
     explanation = replace(
         explanation,
-        training_split=job.training_splits.get(opened.pixel_sha256, ""),
-        share=_share(job, image, opened, model_map),
+        training_split=job.training_splits.get(lesion_image.pixel_sha256, ""),
+        share=_share(job, image, lesion_image, model_map),
         weights=job.metadata.weigh(job.predictor.probabilities, inputs, image, target, job.predictor.class_names),
-        **_place_in_training(job, inputs, opened.pixel_sha256, has_pictures=number <= MAX_IMAGES_SHOWN),
+        **_place_in_training(job, inputs, lesion_image.pixel_sha256, has_pictures=number <= MAX_IMAGES_SHOWN),
     )
     cell_maps: list[_CellMaps] = []
     if job.has_checks:
         rng = np.random.default_rng(number)
-        own = job.explainer.cells(model_map)
-        others = [job.explainer.cells(one) for one in job.explainer.random_maps(inputs, target, shape, row)]
-        correlations = image_correlations(own, others)
-        cell_maps = [(own, others)]
+        cells = job.explainer.cells(model_map)
+        random_cells = [job.explainer.cells(one) for one in job.explainer.random_maps(inputs, target, shape, row)]
+        correlations = image_correlations(cells, random_cells)
+        cell_maps = [(cells, random_cells)]
         explanation = replace(
             explanation,
             random_net_correlation=float(np.mean(correlations)) if correlations else None,
@@ -316,8 +316,8 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     return thumbnail(pixels, min(_PICTURE_SIDE, max(pixels.shape[:2])))
 
 
-def _share(job: _Job, image: ImageRef, opened: LesionImage, model_map: "ModelMap") -> LesionShare | None:
-    height, width = opened.pixels.shape[:2]
+def _share(job: _Job, image: ImageRef, lesion_image: LesionImage, model_map: "ModelMap") -> LesionShare | None:
+    height, width = lesion_image.pixels.shape[:2]
     mask = job.masks.mask(image, (height, width))
     return None if mask is None else lesion_share(model_map.combined, mask)
 
@@ -392,9 +392,9 @@ def _write_results(
         second_input=job.metadata.page_text([one.weights for one in explanations]), rejected=rejected,
         map_verdict=map_verdict, remedies=list(map_remedies(explanations, map_verdict, job.verdict)),
     )  # fmt: skip
-    written = {name for one in explanations for name in (one.overlay, one.map_file)}
+    names = {name for one in explanations for name in (one.overlay, one.map_file)}
     for path in (*(job.out / OVERLAY_FOLDER).glob("*.png"), *(job.out / MAP_FOLDER).glob("*.npz")):
-        if f"{path.parent.name}/{path.name}" not in written:
+        if f"{path.parent.name}/{path.name}" not in names:
             path.unlink()
     _write_json(job, explanations, rejected, check, curves)
     return ExplainOutcome(job.out, page, len(explanations), tuple(rejected), check, curves)

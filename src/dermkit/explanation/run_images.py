@@ -48,11 +48,11 @@ def choose_run_images(
     mistakes.sort(key=lambda one: (not one.is_missed, -one.p_predicted, one.p_label, one.image_id))
     hits = [image for image in images if not image.is_mistake]
     hits.sort(key=lambda one: (-one.p_predicted, one.image_id))
-    chosen = _one_of_a_group(mistakes, groups, MAX_MISTAKES)
-    hits = _one_of_a_group([*chosen, *hits], groups, len(images))[len(chosen) :]
+    mistakes_of_groups = _one_of_a_group(mistakes, groups, MAX_MISTAKES)
+    hits = _one_of_a_group([*mistakes_of_groups, *hits], groups, len(images))[len(mistakes_of_groups) :]
     ranks = _ranks_in_class(hits)
     hits.sort(key=lambda one: (ranks[one.image_id], one.label not in malignant))
-    return [*chosen, *hits[:MAX_HITS]]
+    return [*mistakes_of_groups, *hits[:MAX_HITS]]
 
 
 def _with_probabilities(rows: pd.DataFrame, class_names: Sequence[str]) -> pd.DataFrame:

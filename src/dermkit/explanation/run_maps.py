@@ -177,13 +177,13 @@ def mask_name(image: RunImage) -> str:
 
 def _is_current(job: _Job, *, is_wanted: bool) -> bool:
     """Return whether what is saved is of these answers, and nothing better can or shall be made now."""
-    saved = HEAT_MAPS.read_optional(job.out)
-    if saved.get("key") != job.key or job.given_masks is not None:
+    record = HEAT_MAPS.read_optional(job.out)
+    if record.get("key") != job.key or job.given_masks is not None:
         return False
-    if saved["is_complete"] and not (job.out / HEAT_MAPS_TABLE).is_file():
+    if record["is_complete"] and not (job.out / HEAT_MAPS_TABLE).is_file():
         return False
     # Earlier versions left the metadata of every image unknown.
-    is_best = saved["is_complete"] and not (saved.get("unknown_metadata") and job.metadata is not None)
+    is_best = record["is_complete"] and not (record.get("unknown_metadata") and job.metadata is not None)
     return bool(is_best or job.why_none or not is_wanted)
 
 
@@ -252,17 +252,17 @@ def _map_image(
     job: _Job, predictor: "Predictor", explainer: "ModelExplainer", image: RunImage, *, is_checked: bool
 ) -> tuple[RunImageMap, list[_CellMaps]]:
     """Return one image with its map, and what the map is checked with."""
-    opened = _open(job, image)
-    if isinstance(opened, str):
-        return RunImageMap(image, note=opened), []
-    picture = np.asarray(thumbnail(opened.pixels, _PICTURE_SIDE))
+    lesion_image = _open(job, image)
+    if isinstance(lesion_image, str):
+        return RunImageMap(image, note=lesion_image), []
+    picture = np.asarray(thumbnail(lesion_image.pixels, _PICTURE_SIDE))
     shape = (picture.shape[0], picture.shape[1])
-    inputs = explainer.resize(opened.pixels)
+    inputs = explainer.resize(lesion_image.pixels)
     target = EvidenceTarget(predictor.class_names.index(image.predicted))
     table = job.metadata if predictor.metadata_fields else None
     metadata = None if table is None else table.loc[[image.image_id]]
     model_map = explainer.map_image(inputs, target, shape, metadata)
-    share, note = _lesion_share(job, image, opened, model_map.combined)
+    share, note = _lesion_share(job, image, lesion_image, model_map.combined)
     pictures = MapPictures(
         picture=jpeg_bytes(picture), overlay=jpeg_bytes(blend_map(picture, model_map.combined)),
         heat_map=model_map.combined,
@@ -271,8 +271,8 @@ def _map_image(
     methods = ", ".join(dict.fromkeys(explainer.methods))
     cell_maps: list[_CellMaps] = []
     if is_checked:
-        others = explainer.random_maps(inputs, target, shape, metadata)
-        cell_maps = [(explainer.cells(model_map), [explainer.cells(one) for one in others])]
+        random_maps = explainer.random_maps(inputs, target, shape, metadata)
+        cell_maps = [(explainer.cells(model_map), [explainer.cells(one) for one in random_maps])]
     return RunImageMap(image, methods, layers, pictures, share, note), cell_maps
 
 
@@ -283,24 +283,24 @@ def _open(job: _Job, image: RunImage) -> LesionImage | str:
     if not path.resolve().is_relative_to(job.images_root.resolve()):
         return "The image lies outside the folder of images."
     try:
-        opened = open_image(path, name=image.image_id)
+        lesion_image = open_image(path, name=image.image_id)
     except ImageRejected as refusal:
         job.progress.say(f"warning: no heat map of {image.image_id}: {refusal.reason.value}")
         return f"The image cannot be read any more ({refusal.reason.value.replace('_', ' ')})."
-    if opened.pixel_sha256 != job.pixel_hashes.get(image.image_id, opened.pixel_sha256):
+    if lesion_image.pixel_sha256 != job.pixel_hashes.get(image.image_id, lesion_image.pixel_sha256):
         job.progress.say(f"warning: no heat map of {image.image_id}: its file holds another image than was scored")
         return "The file holds another image than the one that was scored, so a map would not be of this answer."
-    return opened
+    return lesion_image
 
 
 def _lesion_share(
-    job: _Job, image: RunImage, opened: LesionImage, heat_map: NDArray[np.float32]
+    job: _Job, image: RunImage, lesion_image: LesionImage, heat_map: NDArray[np.float32]
 ) -> tuple[LesionShare | None, str]:
     """Return how much of a map lies inside the lesion, None without a mask, and why one cannot be used."""
     if job.masks is None:
         return None, ""
     try:
-        mask = job.masks.mask(mask_name(image), (opened.pixels.shape[0], opened.pixels.shape[1]))
+        mask = job.masks.mask(mask_name(image), (lesion_image.pixels.shape[0], lesion_image.pixels.shape[1]))
     except DataError as error:
         job.progress.say(f"warning: {error.message}")
         return None, f"Its mask cannot be used: {error.message}."

@@ -58,9 +58,9 @@ class RunImageMap:
         heat_map = self.pictures.heat_map
         if not np.nanmax(heat_map) > 0:
             notes.append(f"Nothing in the image speaks for {self.image.predicted}: the map is empty.")
-        seen = float((~np.isnan(heat_map)).mean())
-        if seen < 0.995:
-            notes.append(f"The net saw {100 * seen:.0f} % of the image; the hatched rest was cut off.")
+        visible_fraction = float((~np.isnan(heat_map)).mean())
+        if visible_fraction < 0.995:
+            notes.append(f"The net saw {100 * visible_fraction:.0f} % of the image; the hatched rest was cut off.")
         return notes
 
 
@@ -146,7 +146,7 @@ def write_maps(out: Path, images: Sequence[RunImageMap], facts: MapFacts, *, spl
         out / HEAT_MAPS_TABLE, _COLUMNS,
         (defused(_row(one, stem)) for one, stem in zip(images, stems, strict=True)),
     )  # fmt: skip
-    _remove_others(out, names)
+    _remove_earlier_files(out, names)
     check = facts.check
     HEAT_MAPS.write(out, {
         "is_complete": all(one.pictures is not None for one in images),
@@ -167,7 +167,7 @@ def write_maps(out: Path, images: Sequence[RunImageMap], facts: MapFacts, *, spl
 def write_no_maps(out: Path, reason: str, *, split: str, key: str) -> None:
     """Write why a run has no heat maps, and remove those that it had; raises `OutputError`."""
     _begin(out)
-    _remove_others(out, {HEAT_MAPS.name})
+    _remove_earlier_files(out, {HEAT_MAPS.name})
     HEAT_MAPS.write(out, {"is_complete": False, "split": split, "key": key, "reason": reason, "notice": _NOTICE})
 
 
@@ -176,7 +176,7 @@ def remove_maps(out: Path) -> None:
     if not HEAT_MAPS.exists(out):
         return
     _begin(out)
-    _remove_others(out, set())
+    _remove_earlier_files(out, set())
     if not any(out.iterdir()):
         out.rmdir()
 
@@ -186,10 +186,10 @@ def _begin(out: Path) -> None:
     HEAT_MAPS.write(make_folder(out), {"is_complete": False, "split": "", "key": "", "notice": _NOTICE})
 
 
-def _remove_others(out: Path, names: set[str]) -> None:
+def _remove_earlier_files(out: Path, names: set[str]) -> None:
     """Remove our files of an earlier evaluation; what else lies in the folder is not ours."""
-    ours = [HEAT_MAPS.name, HEAT_MAPS_TABLE, "mistake-*.jpg", "mistake-*.png", "hit-*.jpg", "hit-*.png"]
-    for path in [path for pattern in ours for path in out.glob(pattern)]:
+    patterns = [HEAT_MAPS.name, HEAT_MAPS_TABLE, "mistake-*.jpg", "mistake-*.png", "hit-*.jpg", "hit-*.png"]
+    for path in [path for pattern in patterns for path in out.glob(pattern)]:
         if path.name not in names:
             path.unlink()
 

@@ -55,8 +55,8 @@ class TargetChoice:
         if class_index != self.against_index:
             return EvidenceTarget(class_index, self.against_index)
         # The predicted class is the one to set it against: the most probable other class stands in its place.
-        others = np.delete(np.arange(len(probabilities)), predicted)
-        return EvidenceTarget(int(others[np.argmax(probabilities[others])]), self.against_index)
+        other_indices = np.delete(np.arange(len(probabilities)), predicted)
+        return EvidenceTarget(int(other_indices[np.argmax(probabilities[other_indices])]), self.against_index)
 
 
 def choose_target(class_names: Sequence[str], class_name: str | None, against: str | None) -> TargetChoice:

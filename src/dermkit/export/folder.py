@@ -50,11 +50,12 @@ def check_export_folder(out: Path) -> None:
                 remedy="name a new folder with --out",
             )
         return
-    listed = expected_hashes(out) if (out / CHECKSUM_FILE).is_file() else {}
-    others = sorted(names - {CHECKSUM_FILE, *listed})
-    if others:
+    hashes = expected_hashes(out) if (out / CHECKSUM_FILE).is_file() else {}
+    foreign_names = sorted(names - {CHECKSUM_FILE, *hashes})
+    if foreign_names:
         raise UsageError(
-            f"{out}: holds {first_of(others, 3)} beside an earlier export, which a new one would replace as a whole",
+            f"{out}: holds {first_of(foreign_names, 3)} beside an earlier export, which a new one would "
+            "replace as a whole",
             outcome="everything there",
             remedy="name a new folder with --out, or move these files",
         )
@@ -155,5 +156,5 @@ def _sweep(parent: Path, progress: Progress) -> None:
             continue
         for place in _remove(scratch):
             progress.say(f"{place}: put back as it was before an export that was killed")
-        left = "holds an earlier export, moved there" if scratch.exists() else "removed, left"
-        progress.say(f"{scratch}: {left} by an export that was killed")
+        state = "holds an earlier export, moved there" if scratch.exists() else "removed, left"
+        progress.say(f"{scratch}: {state} by an export that was killed")

@@ -49,11 +49,11 @@ def divide_images(images: "ParityImages") -> Int8Images:
     """
     step = max(2, -(-len(images.files) // MAX_CALIBRATION_IMAGES))
     calibration = images.files[::step]
-    chosen = set(calibration)
-    others = tuple(file for file in images.files if file not in chosen)
-    if len(others) < MIN_COMPARED:
+    calibration_set = set(calibration)
+    comparison = tuple(file for file in images.files if file not in calibration_set)
+    if len(comparison) < MIN_COMPARED:
         raise _too_few(len(images.files), images.source, f"at least {2 * MIN_COMPARED} real ones")
-    return Int8Images(replace(images, files=calibration), replace(images, files=others))
+    return Int8Images(replace(images, files=calibration), replace(images, files=comparison))
 
 
 def check_compared(report: "ParityReport") -> None:

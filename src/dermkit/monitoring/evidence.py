@@ -63,8 +63,8 @@ def event_gains(is_event: Bools, shares: Floats, odds_ratios: tuple[float, ...])
     """
     odds = (shares / (1 - shares))[:, None] * np.array(odds_ratios)
     bet_shares = odds / (1 + odds)
-    gained, lost = np.log(bet_shares / shares[:, None]), np.log((1 - bet_shares) / (1 - shares[:, None]))
-    return np.asarray(np.where(is_event[:, None], gained, lost), dtype=np.float64)
+    log_gains, log_losses = np.log(bet_shares / shares[:, None]), np.log((1 - bet_shares) / (1 - shares[:, None]))
+    return np.asarray(np.where(is_event[:, None], log_gains, log_losses), dtype=np.float64)
 
 
 def outcome_bets(residuals: Floats) -> Floats:

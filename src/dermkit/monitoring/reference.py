@@ -44,5 +44,5 @@ class MonitoredModel:
         for name, is_malignant in self.is_malignant.items():
             if name.casefold() == diagnosis.strip().casefold():
                 return is_malignant
-        known = find_diagnosis(diagnosis)
-        return None if known is None else known.malignancy == "malignant"
+        entry = find_diagnosis(diagnosis)
+        return None if entry is None else entry.malignancy == "malignant"

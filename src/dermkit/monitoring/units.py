@@ -66,24 +66,24 @@ class UnitReader:
     def chunks(self) -> Iterator[UnitChunk]:
         """Yield the units, `CHUNK_UNITS` at a time; raises as `read_log` does."""
         units: list[LoggedPrediction] = []
-        for logged in read_log(self._log, self._since, self._until, model_key=self._model.key, route=PREDICT):
-            time = logged.row.time.timestamp()
+        for prediction in read_log(self._log, self._since, self._until, model_key=self._model.key, route=PREDICT):
+            time = prediction.row.time.timestamp()
             self.n_rows += 1
             self.first_time, self.last_time = min(self.first_time, time), max(self.last_time, time)
-            is_unit = self._is_unit(logged)
-            self.n_unused_outcomes += logged.outcome is not None and (
-                not is_unit or bool(logged.row.refusal_reason)
+            is_unit = self._is_unit(prediction)
+            self.n_unused_outcomes += prediction.outcome is not None and (
+                not is_unit or bool(prediction.row.refusal_reason)
             )
             if is_unit:
-                units.append(logged)
+                units.append(prediction)
             if len(units) == CHUNK_UNITS:
                 yield self._chunk(units)
                 units = []
         if units:
             yield self._chunk(units)
 
-    def _is_unit(self, logged: LoggedPrediction) -> bool:
-        row = logged.row
+    def _is_unit(self, prediction: LoggedPrediction) -> bool:
+        row = prediction.row
         if self._requests.is_repeated(row.request_id):
             return False
         if row.pixel_sha256 and self._pixels.is_repeated(row.pixel_sha256):
@@ -96,12 +96,12 @@ class UnitReader:
         return True
 
     def _chunk(self, units: list[LoggedPrediction]) -> UnitChunk:
-        values = [self._numbers(logged) for logged in units]
+        values = [self._numbers(prediction) for prediction in units]
         numbers = {
             name: np.array([np.nan if (value := one.get(name)) is None else value for one in values], dtype=np.float64)
             for name in NUMBER_FIELDS
         }  # fmt: skip
-        rows = [logged.row for logged in units]
+        rows = [prediction.row for prediction in units]
         return UnitChunk(
             [row.row_id for row in rows], [row.pixel_sha256 for row in rows],
             np.array([row.time.timestamp() for row in rows], dtype=np.float64),
@@ -110,9 +110,9 @@ class UnitReader:
             numbers, {name: [str(getattr(row, name)) for row in rows] for name in TEXT_FIELDS},
         )  # fmt: skip
 
-    def _numbers(self, logged: LoggedPrediction) -> dict[str, float | None]:
+    def _numbers(self, prediction: LoggedPrediction) -> dict[str, float | None]:
         """Return column -> value of a unit; what is absent or None is unknown."""
-        row, statistics = logged.row, logged.row.statistics
+        row, statistics = prediction.row, prediction.row.statistics
         values: dict[str, float | None] = {"refused": float(bool(row.refusal_reason))}
         if statistics is not None:
             values |= {name: getattr(statistics, name) for name in STATISTICS}
@@ -128,20 +128,20 @@ class UnitReader:
         }  # fmt: skip
         if row.positive is not None and row.operating_point == self.operating_point:
             values["positive"] = float(row.positive)
-        return values | self._outcome_numbers(logged, values)
+        return values | self._outcome_numbers(prediction, values)
 
     def _outcome_numbers(
-        self, logged: LoggedPrediction, values: dict[str, float | None]
+        self, prediction: LoggedPrediction, values: dict[str, float | None]
     ) -> dict[str, float | None]:
-        if logged.outcome is None:
+        if prediction.outcome is None:
             return {}
-        is_malignant = self._model.malignancy_of(logged.outcome.diagnosis)
+        is_malignant = self._model.malignancy_of(prediction.outcome.diagnosis)
         if is_malignant is None:
             self.n_unknown_outcomes += 1
             return {}
         positive, probability = values.get("positive"), values["malignant_probability"]
         numbers: dict[str, float | None] = {
-            "outcome_sequence": float(logged.outcome.sequence),
+            "outcome_sequence": float(prediction.outcome.sequence),
             "observed": float(is_malignant),
         }
         if positive is not None:

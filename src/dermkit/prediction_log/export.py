@@ -24,9 +24,9 @@ def export_log(log: str, out: Path, since: datetime | None = None, until: dateti
 
     def rows() -> Iterator[list[object]]:
         nonlocal n_rows
-        for logged in read_log(log, since, until):
+        for prediction in read_log(log, since, until):
             n_rows += 1
-            columns = flat_columns(logged)
+            columns = flat_columns(prediction)
             yield defused("" if columns[name] is None else _in_one_cell(columns[name]) for name in names)
 
     write_rows(out, names, rows())

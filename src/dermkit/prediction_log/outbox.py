@@ -158,17 +158,17 @@ class Outbox:
 
     def take_over(self) -> None:
         """Take this log's files of processes that have ended; they come before ours, since their rows are older."""
-        mine = {file.path for file in self._files}
-        taken: list[_OutboxFile] = []
+        open_paths = {file.path for file in self._files}
+        orphans: list[_OutboxFile] = []
         for path in sorted(self.folder.glob(f"{self._log_key}-*{_SUFFIX}")):
-            if path in mine or (file_lock := _try_lock(path)) is None:
+            if path in open_paths or (file_lock := _try_lock(path)) is None:
                 continue
             if not path.exists():  # its owner has just emptied it
                 file_lock.release()
                 continue
-            taken.append(_OutboxFile(path, file_lock))
+            orphans.append(_OutboxFile(path, file_lock))
             self.n_waiting += _count_lines(path)
-        self._files[:0] = taken
+        self._files[:0] = orphans
 
     def _say_other_logs(self) -> None:
         names = [path.name for path in self.folder.glob(f"*{_SUFFIX}")]

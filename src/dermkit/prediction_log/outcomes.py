@@ -81,10 +81,10 @@ def add_outcomes(log: str | LogAddress, rows: Iterable[OutcomeRow]) -> OutcomesA
     try:
         while batch := list(itertools.islice(iterator, _ROWS_PER_COMMIT)):
             with log_errors(address), engine.begin() as connection:
-                found, unknown = _separate(connection, batch)
-                n_batch = append_rows(connection, OUTCOMES, [row.columns() for row in found])
+                matches, unknown = _separate(connection, batch)
+                n_batch = append_rows(connection, OUTCOMES, [row.columns() for row in matches])
             rejected += unknown
-            n_new, n_known = n_new + n_batch, n_known + len(found) - n_batch
+            n_new, n_known = n_new + n_batch, n_known + len(matches) - n_batch
     finally:
         engine.dispose()
     return OutcomesAdded(n_new, n_known, tuple(rejected))

@@ -46,9 +46,9 @@ def read_log(
         while rows := connection.execute(query.where(PREDICTIONS.c.sequence > last_sequence)).mappings().all():
             outcomes = _latest_outcomes(connection, rows)
             for row in rows:
-                known = {kind: _latest_of(outcomes, kind, row) for kind in (OUTCOME, OVERRIDE)}
+                rows_of_kind = {kind: _latest_of(outcomes, kind, row) for kind in (OUTCOME, OVERRIDE)}
                 yield LoggedPrediction(
-                    PredictionRow.from_columns(columns_of(row)), known[OUTCOME], known[OVERRIDE]
+                    PredictionRow.from_columns(columns_of(row)), rows_of_kind[OUTCOME], rows_of_kind[OVERRIDE]
                 )
             last_sequence = rows[-1]["sequence"]
 
@@ -61,8 +61,8 @@ def read_frames(
     import pandas as pd
 
     chunk: list[dict[str, Any]] = []
-    for logged in read_log(log, since, until, model_key=model_key, route=route):
-        chunk.append(flat_columns(logged))
+    for prediction in read_log(log, since, until, model_key=model_key, route=route):
+        chunk.append(flat_columns(prediction))
         if len(chunk) == CHUNK_ROWS:
             yield pd.DataFrame(chunk)
             chunk = []
@@ -70,13 +70,13 @@ def read_frames(
         yield pd.DataFrame(chunk)
 
 
-def flat_columns(logged: LoggedPrediction) -> dict[str, Any]:
+def flat_columns(prediction: LoggedPrediction) -> dict[str, Any]:
     """Return a row as column -> value: the table's columns without the hashes, `aspect`, and `outcome`, `override`
     with their sources and times. Probabilities and sets stay JSON texts, because models differ in their classes.
     """
-    columns = {"sequence": logged.row.sequence, **logged.row.columns()}
-    columns["aspect"] = None if logged.row.statistics is None else logged.row.statistics.aspect
-    for name, outcome in ((OUTCOME, logged.outcome), (OVERRIDE, logged.override)):
+    columns = {"sequence": prediction.row.sequence, **prediction.row.columns()}
+    columns["aspect"] = None if prediction.row.statistics is None else prediction.row.statistics.aspect
+    for name, outcome in ((OUTCOME, prediction.outcome), (OVERRIDE, prediction.override)):
         columns[name] = None if outcome is None else outcome.diagnosis
         columns[f"{name}_source"] = None if outcome is None else outcome.source
         columns[f"{name}_observed"] = None if outcome is None else time_text(outcome.observed)
@@ -122,5 +122,5 @@ def _latest_outcomes(connection: Connection, rows: Sequence[RowMapping]) -> dict
 
 def _latest_of(outcomes: dict[tuple[str, str], OutcomeRow], kind: str, row: RowMapping) -> OutcomeRow | None:
     candidates = [outcomes.get((kind, name)) for name in (row["row_id"], row["pixel_sha256"])]
-    known = [outcome for outcome in candidates if outcome is not None]
-    return max(known, key=lambda outcome: (outcome.observed, outcome.sequence), default=None)
+    rows_of_kind = [outcome for outcome in candidates if outcome is not None]
+    return max(rows_of_kind, key=lambda outcome: (outcome.observed, outcome.sequence), default=None)

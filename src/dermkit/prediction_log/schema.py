@@ -65,18 +65,18 @@ def _known_version(
 ) -> str | None:
     """Return the schema's version, None for an empty database; raises `UsageError` for one that is not known here."""
     version = context.get_current_revision()
-    known = {revision.revision for revision in script.walk_revisions()}
-    if version is not None and version not in known:
+    revisions = {revision.revision for revision in script.walk_revisions()}
+    if version is not None and version not in revisions:
         raise UsageError(
             f"{address.name}: the log has schema {version}, which this dermkit does not know: it was written by a "
             "newer one",
             outcome="the log as it is; nothing was written",
             remedy="update dermkit, or name another log",
         )
-    others = set(inspect(connection).get_table_names()) & (CHAINS.keys() | {HEADS.name})
-    if version is None and others:
+    foreign_tables = set(inspect(connection).get_table_names()) & (CHAINS.keys() | {HEADS.name})
+    if version is None and foreign_tables:
         raise UsageError(
-            f"{address.name}: the database has other tables of these names: {', '.join(sorted(others))}",
+            f"{address.name}: the database has other tables of these names: {', '.join(sorted(foreign_tables))}",
             outcome="the database as it is",
             remedy="use a database of its own for the log",
         )

@@ -74,12 +74,12 @@ def verify_log(log: str, *, heads: Path | None = None) -> VerifiedLog:
         check_schema(connection, address)
         walks = {name: _walk_chain(connection, table) for name, table in reversed(CHAINS.items())}
         n_in_log, n_deleted = _check_noted(connection, noted, walks)
-    found = tuple(walk.head for walk in walks.values())
+    walk_heads = tuple(walk.head for walk in walks.values())
     if heads is not None:
-        lines = dict.fromkeys([*map(str, noted), *map(str, found)])
+        lines = dict.fromkeys([*map(str, noted), *map(str, walk_heads)])
         write_text(heads, "".join(f"{line}\n" for line in lines))
     return VerifiedLog(
-        found, sum(walk.n_rows for walk in walks.values()), sum(walk.begin.sequence for walk in walks.values()),
+        walk_heads, sum(walk.n_rows for walk in walks.values()), sum(walk.begin.sequence for walk in walks.values()),
         n_in_log, n_deleted,
     )  # fmt: skip
 

@@ -81,7 +81,7 @@ class MapMaker:
         return [{name: value for name, value in asdict(case).items() if name != "uri"} for case in cases]
 
     def _notes(self, values: NDArray[np.float32], class_name: str) -> list[str]:
-        seen = float((~np.isnan(values)).mean())
+        visible_fraction = float((~np.isnan(values)).mean())
         notes = (
             [] if np.nanmax(values) > 0 else [f"Nothing in the image speaks for {class_name}: the map is empty."]
         )
@@ -89,8 +89,10 @@ class MapMaker:
             notes.append(
                 "Attention roll-out is the same for every class: it shows where the net attends, no evidence."
             )
-        if seen < 0.995:
-            notes.append(f"The net saw {100 * seen:.0f} % of the image; the rest was cut off and has no map.")
+        if visible_fraction < 0.995:
+            notes.append(
+                f"The net saw {100 * visible_fraction:.0f} % of the image; the rest was cut off and has no map."
+            )
         return [*notes, "A heat map does not show that the answer is right."]
 
 

@@ -29,20 +29,20 @@ class BodyBudget:
     """How many bytes of bodies are held at one time, by all requests together."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self.held = max_bytes, 0
+        self._max_bytes, self.n_reserved = max_bytes, 0
 
     def take(self, n_bytes: int) -> None:
         """Count bytes that arrived; raises `Problem` where they are too many for now."""
-        if self.held + n_bytes > self._max_bytes:
+        if self.n_reserved + n_bytes > self._max_bytes:
             raise Problem(
                 ProblemCode.QUEUE_FULL, "the server holds as many uploads as it may", retry_after=_RETRY_SECONDS,
                 closes=True,
             )  # fmt: skip
-        self.held += n_bytes
+        self.n_reserved += n_bytes
 
     def release(self, n_bytes: int) -> None:
         """Forget bytes that are no longer held."""
-        self.held -= n_bytes
+        self.n_reserved -= n_bytes
 
 
 class Uploads:
@@ -183,8 +183,8 @@ def host_name(host: str) -> str:
 
 def _check_type(scope: AsgiScope, content_type: str) -> None:
     """Raise `Problem` for a body of another type, and for one that is compressed."""
-    given = single_header(scope, b"content-type").partition(";")[0].strip().lower()
-    if given != content_type:
+    media_type = single_header(scope, b"content-type").partition(";")[0].strip().lower()
+    if media_type != content_type:
         raise Problem(ProblemCode.WRONG_TYPE, f"the body must be {content_type}", closes=True)
     if header_values(scope, b"content-encoding"):
         raise Problem(ProblemCode.WRONG_TYPE, "the body must not be compressed", closes=True)

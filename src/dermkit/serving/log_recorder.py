@@ -44,8 +44,8 @@ class LogRecorder:
         """
         groups = parse_groups(record.fields.get(GROUPS_FIELD), len(record.answer.images))
         rows = [
-            _row(record.answer, image, _statistics(statistics), {**groups_of_metadata(metadata), **given})
-            for image, statistics, metadata, given in zip(
+            _row(record.answer, image, _statistics(statistics), {**groups_of_metadata(metadata), **client_groups})
+            for image, statistics, metadata, client_groups in zip(
                 record.answer.images, record.statistics, record.metadata, groups, strict=True
             )
         ]

@@ -11,15 +11,15 @@ _MAX_CHARACTERS = 64
 _PARSERS = {"age": parse_age, "sex": parse_sex, "site": parse_site}
 
 
-def parse_metadata(text: str | None, n_images: int, taken: Sequence[str]) -> list[dict[str, str]]:
+def parse_metadata(text: str | None, n_images: int, fields: Sequence[str]) -> list[dict[str, str]]:
     """Return the metadata of each image as text, absent = unknown; raises `Problem` for a wrong field.
 
-    text: a JSON object for one image, or a list of an object for each, None = nothing known. taken: what the model
+    text: a JSON object for one image, or a list of an object for each, None = nothing known. fields: what the model
     takes.
     """
     if text is None:
         return [{} for _ in range(n_images)]
-    if not taken:
+    if not fields:
         raise _wrong("this model takes no metadata")
     try:
         value = json.loads(text)
@@ -28,14 +28,14 @@ def parse_metadata(text: str | None, n_images: int, taken: Sequence[str]) -> lis
     rows = value if isinstance(value, list) else [value]
     if len(rows) != n_images:
         raise _wrong(f"{len(rows)} objects for {n_images} images")
-    return [_parse_row(row, taken) for row in rows]
+    return [_parse_row(row, fields) for row in rows]
 
 
-def _parse_row(row: Any, taken: Sequence[str]) -> dict[str, str]:
+def _parse_row(row: Any, fields: Sequence[str]) -> dict[str, str]:
     if not isinstance(row, Mapping):
         raise _wrong("not an object for each image")
-    if unknown := [name for name in row if name not in taken]:
-        raise _wrong(f"{len(unknown)} unknown names; this model takes {', '.join(taken)}")
+    if unknown := [name for name in row if name not in fields]:
+        raise _wrong(f"{len(unknown)} unknown names; this model takes {', '.join(fields)}")
     values = {name: _parse_value(name, value) for name, value in row.items()}
     return {name: text for name, text in values.items() if text}
 

@@ -115,7 +115,7 @@ def _operating_points(predictor: "Predictor", policy: ActivePolicy | None) -> li
         return []
     reason = why_no_test_figures(predictor)
     evaluation = {} if reason else predictor.card.get(EVALUATION_FIELD) or {}
-    rows, tested = [], evaluation.get("operating_points", {})
+    rows, test_rates = [], evaluation.get("operating_points", {})
     for point in policy.policy.operating_points:
         broken = find_broken(predictor.broken_guarantees, point.name)
         rows.append(
@@ -123,7 +123,7 @@ def _operating_points(predictor: "Predictor", policy: ActivePolicy | None) -> li
                 "name": point.name, "rate": point.rate, "target": point.target, "threshold": point.threshold,
                 "n": point.n, "guaranteed": point.guaranteed, "broken": broken is not None,
                 "guarantee": f"in {FLOAT32}: " * bool(reason) + guarantee_text(point, broken),
-                **{f"test_{rate}": estimate for rate, estimate in tested.get(point.name, {}).items()},
+                **{f"test_{rate}": estimate for rate, estimate in test_rates.get(point.name, {}).items()},
             }
         )  # fmt: skip
     return rows

@@ -135,8 +135,8 @@ async def post_explain(request: Request) -> ExplainAnswer:
         record = ExplainRecord(request.state.request_id, model.model, result, job.metadata, _key_id(request))
         await _record(server.recorder.record_explain(record))
     if result["refusal"] is not None:
-        refused = image_answer(0, result)
-        raise Problem(ProblemCode.IMAGE_REFUSED, images=[refused.model_dump()])
+        refusal = image_answer(0, result)
+        raise Problem(ProblemCode.IMAGE_REFUSED, images=[refusal.model_dump()])
     fields = {name: value for name, value in result.items() if name in ExplainAnswer.model_fields}
     return ExplainAnswer(request_id=request.state.request_id, model=model.model, **fields)
 
@@ -229,15 +229,15 @@ def _count(server_metrics: ServerMetrics, images: Sequence[ImageAnswer]) -> None
 
 async def _while_connected(receive: Receive, work: Awaitable[_Result]) -> _Result:
     """Return the result of work for a client; where the client leaves, its places in the queue are given up."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
+    task, disconnection = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnection}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientGone
     finally:
         task.cancel()
-        gone.cancel()
+        disconnection.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -226,9 +226,9 @@ class ScoringQueue:
             if not self._worker.is_alive and not await self._start_again():
                 return
             self._metrics.observe_batch(len(group))
-            lost = await self._in_thread(self._run_once, group, asyncio.get_running_loop())
-            if lost is not None:
-                groups.extend(self._after_loss(group, lost))
+            loss = await self._in_thread(self._run_once, group, asyncio.get_running_loop())
+            if loss is not None:
+                groups.extend(self._after_loss(group, loss))
 
     def _run_once(self, group: Sequence[_Ticket], loop: asyncio.AbstractEventLoop) -> WorkerLost | None:
         """Run jobs in the worker, in a thread; returns how it was lost, None where all are answered."""
@@ -239,28 +239,28 @@ class ScoringQueue:
         start_time = time.monotonic()
         try:
             self._worker.run([ticket.job for ticket in group], deliver)
-        except WorkerLost as lost:
-            return lost
+        except WorkerLost as loss:
+            return loss
         seconds = (time.monotonic() - start_time) / len(group)
         self._seconds_per_image += _PACE_WEIGHT * (seconds - self._seconds_per_image)
         return None
 
-    def _after_loss(self, group: Sequence[_Ticket], lost: WorkerLost) -> list[list[_Ticket]]:
+    def _after_loss(self, group: Sequence[_Ticket], loss: WorkerLost) -> list[list[_Ticket]]:
         """Return what is to be run again: suspects one by one, where there are several, and the others together."""
-        _LOG.warning("worker lost (%s), %d suspects of %d images", lost.reason, len(lost.suspects), len(group))
-        if not lost.suspects:  # it ended before it began: no image did that, unless it happens every time
+        _LOG.warning("worker lost (%s), %d suspects of %d images", loss.reason, len(loss.suspects), len(group))
+        if not loss.suspects:  # it ended before it began: no image did that, unless it happens every time
             for ticket in group:
                 ticket.n_losses += 1
                 if ticket.n_losses > _MAX_LOSSES:
-                    _resolve(ticket, refusal_fields(lost.reason))
+                    _resolve(ticket, refusal_fields(loss.reason))
             return [list(group)]
-        suspects = [group[index] for index in lost.suspects]
-        others = [ticket for ticket in group if ticket not in suspects]
+        suspects = [group[index] for index in loss.suspects]
+        innocent = [ticket for ticket in group if ticket not in suspects]
         if len(suspects) == 1:
             self._remember(suspects[0].digest)
-            _resolve(suspects[0], refusal_fields(lost.reason))
+            _resolve(suspects[0], refusal_fields(loss.reason))
             suspects = []
-        return [others, *([ticket] for ticket in suspects)]
+        return [innocent, *([ticket] for ticket in suspects)]
 
     def _remember(self, digest: bytes) -> None:
         """Keep the hash of an image that lost a worker: the same bytes are not tried again for some minutes."""
@@ -270,8 +270,8 @@ class ScoringQueue:
 
     def _without_dangerous(self, batch: Sequence[_Ticket]) -> Iterator[_Ticket]:
         for ticket in batch:
-            seen = self._dangerous.get(ticket.digest)
-            if seen is not None and time.monotonic() - seen < _REMEMBERED_SECONDS:
+            last_loss = self._dangerous.get(ticket.digest)
+            if last_loss is not None and time.monotonic() - last_loss < _REMEMBERED_SECONDS:
                 _resolve(ticket, refusal_fields(WorkerRefusal.ENDED_WORKER))
             else:
                 yield ticket

@@ -65,12 +65,12 @@ class ServedModel:
 
     def predict(self, jobs: Sequence[ImageJob], report: JobListener) -> None:
         """Report the answer for each image as it comes; refused ones too."""
-        opened = ordered_map(partial(self._open, report), enumerate(jobs), n_threads=self._threads)
+        decodings = ordered_map(partial(self._open, report), enumerate(jobs), n_threads=self._threads)
         group: list[_OpenedImage] = []
-        for one in opened:
-            if one is None:
+        for entry in decodings:
+            if entry is None:
                 continue
-            group.append(one)
+            group.append(entry)
             if sum(member.image.pixels.size // 3 for member in group) > _MAX_GROUP_PIXELS:
                 self._answer(group, report)
                 group = []
@@ -96,12 +96,12 @@ class ServedModel:
         if not group:
             return
         try:
-            for one, prediction in zip(group, self._score(group), strict=True):
-                report("answer", one.index, self._describe(one, prediction))
+            for entry, prediction in zip(group, self._score(group), strict=True):
+                report("answer", entry.index, self._describe(entry, prediction))
         except (DermkitError, MemoryError, RuntimeError, ValueError) as error:
             if len(group) > 1:
-                for one in group:
-                    self._answer([one], report)
+                for entry in group:
+                    self._answer([entry], report)
                 return
             is_memory = isinstance(error, MemoryError | ResourceError) or "memory" in str(error).lower()
             reason = WorkerRefusal.OUT_OF_MEMORY if is_memory else WorkerRefusal.NOT_SCORED
@@ -109,8 +109,9 @@ class ServedModel:
 
     def _score(self, group: Sequence[_OpenedImage]) -> Iterator[ImagePrediction]:
         return self._predictor.predict_images(
-            [one.image.pixels for one in group], self._metadata([one.job for one in group]), target=self._target,
-            coverage=self._coverage, batch_size=self._batch_size(len(group)), workers=self._threads,
+            [entry.image.pixels for entry in group], self._metadata([entry.job for entry in group]),
+            target=self._target, coverage=self._coverage, batch_size=self._batch_size(len(group)),
+            workers=self._threads,
         )  # fmt: skip
 
     def _metadata(self, jobs: Sequence[ImageJob | ExplainJob]) -> "pd.DataFrame | None":
@@ -129,18 +130,18 @@ class ServedModel:
         default = self._predictor.batch_size
         return min(default, -(-n_images // self._threads)) if self.is_on_cpu else default
 
-    def _describe(self, one: _OpenedImage, prediction: ImagePrediction) -> dict[str, Any]:
+    def _describe(self, entry: _OpenedImage, prediction: ImagePrediction) -> dict[str, Any]:
         if prediction.refused:
             reason = WorkerRefusal.NOT_SCORED if prediction.reason is None else prediction.reason
             return _refusal(reason.value, prediction.detail)
-        height, width = one.image.pixels.shape[:2]
+        height, width = entry.image.pixels.shape[:2]
         return {
             "refusal": None, "predicted": prediction.predicted, "classes": self._classes(prediction),
             "decisions": _decisions(prediction), "distribution": _distribution(prediction),
-            "notes": [printable(note) for note in dict.fromkeys((*one.image.notes, *prediction.notes))],
-            "training_split": prediction.training_split, "pixel_sha256": one.image.pixel_sha256,
-            "width": int(width), "height": int(height), "blurred": one.statistics.is_blurred,
-            "statistics": asdict(one.statistics),
+            "notes": [printable(note) for note in dict.fromkeys((*entry.image.notes, *prediction.notes))],
+            "training_split": prediction.training_split, "pixel_sha256": entry.image.pixel_sha256,
+            "width": int(width), "height": int(height), "blurred": entry.statistics.is_blurred,
+            "statistics": asdict(entry.statistics),
         }  # fmt: skip
 
     def _classes(self, prediction: ImagePrediction) -> list[dict[str, Any]]:
@@ -165,10 +166,10 @@ class ServedModel:
     def _metadata_row(self, job: ExplainJob) -> "pd.DataFrame | None":
         """Return age, sex and site as the nets take them, None = all unknown."""
         table = self._metadata([job])
-        known = None if table is None else find_metadata(
+        metadata = None if table is None else find_metadata(
             table, [ImageRef("0", "0", "")], self._predictor.members, self._predictor.folder
         )  # fmt: skip
-        return None if known is None else known.table
+        return None if metadata is None else metadata.table
 
     def explain(self, job: ExplainJob) -> dict[str, Any]:
         """Return the heat map of one image, why the image was refused, or why there are no maps of this model."""
