@@ -18,7 +18,7 @@ from dermkit.serving.jobs import Job, WorkerSettings, receive_jobs, send_message
 from dermkit.serving.log_recorder import LogRecorder
 from dermkit.serving.server import serve
 from dermkit.serving.settings import ServeSettings
-from served import MODEL_FACTS, scored
+from server_parts import MODEL_FACTS, image_result
 
 FACTS = {
     **MODEL_FACTS,
@@ -37,7 +37,7 @@ def answer_job(job: Job) -> dict[str, Any]:
     if job.data.startswith(b"broken"):
         return {"refusal": {"reason": "truncated", "detail": "Jane Doe 1970.jpg"}}
     pixels = hashlib.sha256(job.data).hexdigest()
-    return {**scored(job.data), "pixel_sha256": pixels, "statistics": STATISTICS}
+    return {**image_result(job.data), "pixel_sha256": pixels, "statistics": STATISTICS}
 
 
 def run_quick_worker(connection: Connection, settings: WorkerSettings) -> None:

@@ -51,10 +51,10 @@ def draw_units(generator: np.random.Generator, n: int) -> dict[str, Any]:
         for name, level in (("red", 185), ("green", 145), ("blue", 135))
     }
     units |= {f"sd_{name}": generator.gamma(20, 1.5, n) for name in ("red", "green", "blue")}
-    refused = generator.random(n) < 0.02
+    is_refused = generator.random(n) < 0.02
     units |= {
         "sharpness": generator.normal(1.1, 0.15, n), "width": generator.choice([600, 1024, 4000], n),
-        "distance": generator.gamma(30, 0.02, n), "outside": generator.random(n) < 0.04, "refused": refused,
+        "distance": generator.gamma(30, 0.02, n), "outside": generator.random(n) < 0.04, "refused": is_refused,
         "malignant_probability": probability, "is_malignant": is_malignant, "site": site,
         "device": generator.choice(["D1", "D2"], n),
         "predicted": np.where(probability > 0.5, "mel", np.where(generator.random(n) < 0.8, "nv", "bkl")),
@@ -66,26 +66,26 @@ def draw_units(generator: np.random.Generator, n: int) -> dict[str, Any]:
 
 def make_chunk(units: Mapping[str, Any], generator: np.random.Generator, times: NDArray[np.float64]) -> UnitChunk:
     """Return drawn units as monitoring reads them from a log; their outcomes are written in the same order."""
-    n, refused = len(times), units["refused"]
+    n, is_refused = len(times), units["refused"]
     numbers = {name: np.full(n, np.nan) for name in NUMBER_FIELDS}
     for name in ("mean_red", "mean_green", "mean_blue", "sd_red", "sd_green", "sd_blue", "sharpness"):
         numbers[name] = np.array(units[name], dtype=np.float64)
     numbers["brightness"] = (units["mean_red"] + units["mean_green"] + units["mean_blue"]) / 3
     numbers["pixels"], numbers["aspect"] = units["width"] ** 2 * 0.75, np.full(n, 4 / 3)
-    numbers["refused"] = refused.astype(np.float64)
+    numbers["refused"] = is_refused.astype(np.float64)
     for name in ("distance", "outside", "malignant_probability", "positive"):
-        numbers[name] = np.where(refused, np.nan, units[name])
+        numbers[name] = np.where(is_refused, np.nan, units[name])
     numbers["highest_probability"] = np.maximum(
         numbers["malignant_probability"], 1 - numbers["malignant_probability"]
     )
-    has_outcome, is_malignant = units["has_outcome"] & ~refused, units["is_malignant"]
+    has_outcome, is_malignant = units["has_outcome"] & ~is_refused, units["is_malignant"]
     numbers["sensitivity"] = np.where(has_outcome & is_malignant, numbers["positive"], np.nan)
     numbers["specificity"] = np.where(has_outcome & ~is_malignant, 1 - numbers["positive"], np.nan)
     numbers["observed"] = np.where(has_outcome, is_malignant, np.nan)
     numbers["residual"] = numbers["observed"] - numbers["malignant_probability"]
     numbers["outcome_sequence"] = np.where(has_outcome, times, np.nan)
     texts = {name: [str(one) for one in units.get(name, [""] * n)] for name in TEXT_FIELDS}
-    texts["predicted"] = ["" if one else name for one, name in zip(refused, texts["predicted"], strict=True)]
+    texts["predicted"] = ["" if one else name for one, name in zip(is_refused, texts["predicted"], strict=True)]
     return UnitChunk(
         [f"{number:032x}" for number in range(n)], [f"{number:064x}" for number in range(n)], times,
         np.where(has_outcome, times, np.nan), generator.integers(0, 2**63, n).astype(np.uint64), numbers, texts,
@@ -144,7 +144,7 @@ def text_counts(reader: SimulatedReader) -> dict[str, Counter[str]]:
     return {name: Counter(text for text in first.texts[name] if text) for name in TEXT_FIELDS}
 
 
-def followed(reader: SimulatedReader, end: datetime, *, alpha: float = 0.05) -> dict[str, CheckState]:
+def run_checks(reader: SimulatedReader, end: datetime, *, alpha: float = 0.05) -> dict[str, CheckState]:
     """Take a deployment through the checks, as `dermkit monitor` does, and return them."""
     checks = start_checks(
         REFERENCE, POINT, text_counts(reader), limit=float(np.log(len(MONITOR_CHECKS) / alpha)), date="2026-01-01"

@@ -168,8 +168,8 @@ def test_a_model_says_how_good_it_is_by_group(run: Path) -> None:
         "not defined: "
     )
     card = {**read_card(run / "model"), "evaluation": evaluation}
-    served = model_facts(replace(load_model(run / "model"), card=card), None, coverage=None, card_text="")
-    assert served["evaluation"]["subgroups"] == evaluation["subgroups"], "so /v1/model has them"
+    facts = model_facts(replace(load_model(run / "model"), card=card), None, coverage=None, card_text="")
+    assert facts["evaluation"]["subgroups"] == evaluation["subgroups"], "so /v1/model has them"
     lines = card_text(card).splitlines()
     assert "| by skin type | images | malignant | sensitivity | specificity | auroc | accuracy |" in lines
     (row,) = (line for line in lines if line.startswith("| female"))

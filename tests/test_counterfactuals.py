@@ -67,10 +67,10 @@ def test_an_artefact_keeps_shape_and_type_and_is_repeatable(
 ) -> None:
     pixels = photograph(height, width)
     before = pixels.copy()
-    changed = add_artefact(pixels, name, strength, image_id=image_id, seed=3)
-    assert changed.dtype == np.uint8 and changed.shape == pixels.shape
+    altered = add_artefact(pixels, name, strength, image_id=image_id, seed=3)
+    assert altered.dtype == np.uint8 and altered.shape == pixels.shape
     assert np.array_equal(pixels, before)
-    assert np.array_equal(changed, add_artefact(pixels, name, strength, image_id=image_id, seed=3))
+    assert np.array_equal(altered, add_artefact(pixels, name, strength, image_id=image_id, seed=3))
     assert np.array_equal(add_artefact(pixels, name, 0.0, image_id=image_id, seed=3), before)
 
 
@@ -86,8 +86,8 @@ def test_an_artefact_grows_with_its_strength(name: str) -> None:
 
 def test_images_and_seeds_differ_in_what_is_drawn_and_hairs_stay_where_they_were() -> None:
     pixels = np.full((60, 80, 3), 200, np.uint8)
-    drawn = {add_artefact(pixels, "ink", 1.0, image_id=str(number)).tobytes() for number in range(12)}
-    assert len(drawn) > 6
+    pictures = {add_artefact(pixels, "ink", 1.0, image_id=str(number)).tobytes() for number in range(12)}
+    assert len(pictures) > 6
     seeds = {add_artefact(pixels, "ink", 1.0, image_id="a", seed=seed).tobytes() for seed in range(12)}
     assert len(seeds) > 6
     few, many = (add_artefact(pixels, "hair", strength, image_id="a") for strength in (1 / 3, 1.0))
@@ -167,8 +167,8 @@ def test_the_worst_artefact_turns_most_decisions_round_and_labels_count_where_th
     score = np.stack([original, original + 0.04, np.where(original > 0.4, original + 0.2, original)], axis=1)
     groups, labels = np.arange(40), np.zeros((40, 3), np.int64)
     labels[:7, 1] = 1
-    sides = np.arange(40) < 20
-    with_point = VariantAnswers(score, labels, score >= 0.5, sides, sides.astype(np.int64), groups)
+    is_malignant = np.arange(40) < 20
+    with_point = VariantAnswers(score, labels, score >= 0.5, is_malignant, is_malignant.astype(np.int64), groups)
     _, every, few = measure_changes(with_point, tested=[1, 2])
     assert abs(every.score.value or 0) > abs(few.score.value or 0)
     assert (every.n_decisions, few.n_decisions) == (0, 5) and few.decisions.n == 40
@@ -198,8 +198,10 @@ def test_a_sentence_says_what_moved_with_n_and_interval() -> None:
     score = np.stack([np.full(118, 0.3), np.full(118, 0.42)], axis=1)
     score[:, 1] += np.random.default_rng(0).normal(0, 0.05, 118)
     labels = np.stack([np.zeros(118), np.arange(118) < 14], axis=1).astype(np.int64)
-    sides = np.arange(118) < 48
-    answers = VariantAnswers(score, labels, score >= 0.9, sides, sides.astype(np.int64), np.arange(118))
+    is_malignant = np.arange(118) < 48
+    answers = VariantAnswers(
+        score, labels, score >= 0.9, is_malignant, is_malignant.astype(np.int64), np.arange(118)
+    )
     change = measure_changes(answers, tested=[1])[1]
     text = artefact_sentence("Drawn hair", change, Wording("P(malignant)", 118, 118, True, "operating point x"))
     assert text == (
@@ -225,7 +227,7 @@ def made_photographs(n: int, dark_corners: str, *, seed: int) -> tuple[np.ndarra
     is_malignant, is_in_half = np.arange(n) % 2 == 1, np.arange(n) // 2 % 2 == 0
     is_dark = {"malignant": is_malignant, "half": is_in_half, "none": np.zeros(n, dtype=bool)}[dark_corners]
     lesions = [
-        make_lesion("malignant" if side else "benign", seed=1000 * seed + n) for n, side in enumerate(is_malignant)
+        make_lesion("malignant" if edge else "benign", seed=1000 * seed + n) for n, edge in enumerate(is_malignant)
     ]
     photographs = [
         draw_photograph(
@@ -279,9 +281,9 @@ def test_an_artefact_tied_to_a_class_is_the_worst_and_its_clean_twin_is_not(
     results = {}
     for name, dark_corners in (("planted", "malignant"), ("twin", "half")):
         model = train_model(tmp_path / name, dark_corners=dark_corners)
-        drawn = ["ruler", "ink", "dark_corners", "jpeg_quality"]
+        pictures = ["ruler", "ink", "dark_corners", "jpeg_quality"]
         outcome = dk.counterfactuals(
-            model, dataset=dataset, out=tmp_path / f"{name}-out", artefacts=drawn, device="cpu"
+            model, dataset=dataset, out=tmp_path / f"{name}-out", artefacts=pictures, device="cpu"
         )
         results[name] = json.loads((outcome.out / "counterfactuals.json").read_text())
         assert results[name]["control"]["largest_change"] == 0.0
@@ -420,14 +422,14 @@ def test_a_sealed_test_split_is_left_alone(trained: Path, tmp_path: Path) -> Non
     }
     (run / "seal.json").write_text(json.dumps(seal))
     assert images_of_run(RunFolder(run), split=None, images_root=None).split == "validation"
-    chosen = images_of_run(RunFolder(run), split="test", images_root=None)
-    assert chosen.split == "test" and "opening 1" in chosen.text
+    run_images = images_of_run(RunFolder(run), split="test", images_root=None)
+    assert run_images.split == "test" and "opening 1" in run_images.text
     predictions = pd.read_csv(run / "predictions.csv", dtype=str)
     predictions[predictions["split"] == "validation"].to_csv(run / "predictions.csv", index=False)
     with pytest.raises(UsageError, match="holds no test images"):
         images_of_run(RunFolder(run), split="test", images_root=None)
-    scored = pd.read_csv(trained / "predictions.csv", dtype=str)
-    scored[scored["split"] == "test"].to_csv(run / "predictions.csv", index=False)
+    predictions = pd.read_csv(trained / "predictions.csv", dtype=str)
+    predictions[predictions["split"] == "test"].to_csv(run / "predictions.csv", index=False)
     with pytest.raises(UsageError, match="its test images are sealed"):  # the only ones, and nobody asked for them
         images_of_run(RunFolder(run), split=None, images_root=None)
     assert images_of_run(RunFolder(run), split="test", images_root=None).split == "test"
@@ -457,10 +459,10 @@ def test_a_sample_holds_whole_units(trained: Path) -> None:
     grouped = replace(selection, groups=np.arange(len(selection)) // 3)
     sample = sample_units(grouped, 5, seed=0)
     assert 5 <= len(sample) <= 8 and sample.n_available == len(selection)
-    drawn = {
+    pictures = {
         grouped.groups[index] for index in np.flatnonzero(selection.rows["image_id"].isin(sample.rows["image_id"]))
     }
-    assert sum(np.isin(grouped.groups, list(drawn))) == len(sample) and sample.n_units == len(drawn)
+    assert sum(np.isin(grouped.groups, list(pictures))) == len(sample) and sample.n_units == len(pictures)
     assert sample_units(grouped, None, seed=0) is grouped
 
 

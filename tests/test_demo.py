@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from browsed import served_page
+from browser_pages import serve_page
 from conftest import Invoke
 from dermkit.pipeline import demo
 from dermkit.pipeline.demo import DemoOutcome
@@ -50,5 +50,5 @@ def test_the_page_of_the_demo_opens(
     assert code == 0, errors
     words = shlex.split(last_line(output).removeprefix("page"))
     assert words[:2] == ["dermkit", "serve"]
-    with served_page(Path(words[2])) as server, urllib.request.urlopen(server.url) as answer:  # noqa: S310
+    with serve_page(Path(words[2])) as server, urllib.request.urlopen(server.url) as answer:  # noqa: S310
         assert b"Research use only" in answer.read()

@@ -76,9 +76,14 @@ def test_the_corner_net_is_explained_by_its_corner(corner_model: Path, photos: P
         with Image.open(out / "overlays" / f"{stem}.png") as overlay:
             assert overlay.width > 200
         maps = np.load(out / "maps" / f"{stem}.npz")
-        own, framed = maps["member_0"], maps["image"]
-        assert own.shape == (SIZE, SIZE) and own.dtype == np.float32 and own.min() >= 0 and own.max() == 1
-        assert own[:24, :24].sum() > 0.9 * own.sum()
+        member_map, framed = maps["member_0"], maps["image"]
+        assert (
+            member_map.shape == (SIZE, SIZE)
+            and member_map.dtype == np.float32
+            and member_map.min() >= 0
+            and member_map.max() == 1
+        )
+        assert member_map[:24, :24].sum() > 0.9 * member_map.sum()
         assert framed.shape == (SIZE, SIZE + 20)
         assert np.isnan(framed[:, :10]).all() and np.isnan(framed[:, -10:]).all()
         assert not np.isnan(framed[:, 10:-10]).any()
@@ -104,12 +109,12 @@ def test_the_class_that_is_explained_is_the_one_that_the_policy_answers(
     explained = dk.explain(model, [str(photos)], out=tmp_path / "maps", checks=False, device="cpu").out
     table = pd.read_csv(explained / "explanations.csv")
     raw = pd.read_csv(decisions / "predictions.csv")["predicted"].tolist()
-    answered = pd.read_csv(decisions / "decisions.csv")["predicted"].tolist()
-    assert answered == [read_card(model)["classes"][int(np.argmax(bias))]["name"]] * 2
-    assert table["predicted"].tolist() == table["class"].tolist() == answered
+    answers = pd.read_csv(decisions / "decisions.csv")["predicted"].tolist()
+    assert answers == [read_card(model)["classes"][int(np.argmax(bias))]["name"]] * 2
+    assert table["predicted"].tolist() == table["class"].tolist() == answers
     assert table["predicted_uncalibrated"].tolist() == raw
     is_said = "most probable without calibration" in (explained / "explain.html").read_text()
-    assert is_said == (raw != answered)
+    assert is_said == (raw != answers)
 
 
 def test_a_map_of_the_image_alone_fails_the_check(
@@ -241,9 +246,9 @@ def test_without_captum_it_says_what_to_install(
     corner_model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(UsageError, match="captum") as caught:
+    with pytest.raises(UsageError, match="captum") as failure:
         dk.explain(corner_model, [str(photos)], out=tmp_path / "out")
-    assert "pip install" in caught.value.remedy
+    assert "pip install" in failure.value.remedy
 
 
 def test_a_second_explanation_replaces_the_first(
@@ -284,8 +289,8 @@ def test_the_page_begins_with_what_the_models_report_said(
 
     def page_of(model: Path) -> str:
         out = dk.explain(model, [str(photos)], out=tmp_path / "out", checks=False, device="cpu").out
-        written = json.loads((out / "explain.json").read_text())["verdict"]
-        assert (written or {}).get("word") == ({} if model == corner_model else content).get("verdict")
+        document = json.loads((out / "explain.json").read_text())["verdict"]
+        assert (document or {}).get("word") == ({} if model == corner_model else content).get("verdict")
         return (out / "explain.html").read_text()
 
     content = {
@@ -306,8 +311,8 @@ def test_the_page_begins_with_what_the_models_report_said(
 
 def test_the_command_in_a_process_of_its_own(corner_model: Path, photos: Path, tmp_path: Path, cli: Cli) -> None:
     (photos / "broken.jpg").write_bytes(b"no image")
-    done = cli("explain", corner_model, photos, "--out", tmp_path / "out", "--device", "cpu")
-    assert done.returncode == 7, done.stderr
-    assert "2 images explained" in done.stdout and "random weights: " in done.stdout
-    assert "1 image was refused" in done.stderr
+    process = cli("explain", corner_model, photos, "--out", tmp_path / "out", "--device", "cpu")
+    assert process.returncode == 7, process.stderr
+    assert "2 images explained" in process.stdout and "random weights: " in process.stdout
+    assert "1 image was refused" in process.stderr
     assert (tmp_path / "out" / "explain.html").is_file()

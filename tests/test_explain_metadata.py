@@ -108,8 +108,8 @@ def test_each_part_weighs_what_the_linear_model_says(
     assert change["photo1", "age"] == pytest.approx(age1, abs=1e-4)
     pixels = np.stack([np.asarray(Image.open(photos / f"photo{number}.png")) for number in range(2)])
     grey = np.broadcast_to(np.rint(pixels.mean(axis=(1, 2), keepdims=True)), pixels.shape).astype(np.uint8)
-    seen, hidden = (logit(load_model(model).probabilities(one)[:, 1]) for one in (pixels, grey))
-    np.testing.assert_allclose(change[:, "image"], seen - hidden, atol=1e-3)
+    logit_of_image, hidden = (logit(load_model(model).probabilities(one)[:, 1]) for one in (pixels, grey))
+    np.testing.assert_allclose(change[:, "image"], logit_of_image - hidden, atol=1e-3)
     np.testing.assert_allclose(
         logit(weights["p"]) - logit(weights["p_without"]), weights["log_odds_change"], atol=1e-9
     )

@@ -136,7 +136,7 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(ensemble: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_folder(ensemble: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the ensemble as ONNX files."""
     pytest.importorskip("onnxruntime")
     out = tmp_path_factory.mktemp("exported") / "onnx"
@@ -153,8 +153,8 @@ def predictor(ensemble: Path) -> Predictor:
 # The same numbers ---------------------------------------------------------------------------------------------------
 
 
-def test_the_export_says_how_far_it_is_from_torch(exported: Path) -> None:
-    parity = json.loads((exported / "export.json").read_text())["parity"]
+def test_the_export_says_how_far_it_is_from_torch(exported_folder: Path) -> None:
+    parity = json.loads((exported_folder / "export.json").read_text())["parity"]
     assert parity["n_images"] == 33 and parity["n_in_batch"] == 32
     assert parity["images"] == "the images that were named"
     assert 0 < parity["max_probability_difference"] <= 1e-5 < parity["tolerance"] == 1e-4
@@ -164,11 +164,11 @@ def test_the_export_says_how_far_it_is_from_torch(exported: Path) -> None:
 
 
 def test_openvino_runs_the_same_files_to_the_same_numbers(
-    exported: Path, predictor: Predictor, photographs: Path
+    exported_folder: Path, predictor: Predictor, photographs: Path
 ) -> None:
     pytest.importorskip("openvino")
-    sessions = [OpenVinoSession(exported / f"net-{number}.onnx", n_threads=1) for number in range(3)]
-    report = compare_nets(predictor, sessions, choose_images(exported, [str(photographs)]))
+    sessions = [OpenVinoSession(exported_folder / f"net-{number}.onnx", n_threads=1) for number in range(3)]
+    report = compare_nets(predictor, sessions, choose_images(exported_folder, [str(photographs)]))
     assert report.problem == ""
     assert report.max_probability_difference <= 1e-5 and report.n_images == 33
 
@@ -185,41 +185,41 @@ def test_openvino_runs_the_same_files_to_the_same_numbers(
     ids=["logits", "batch", "features", "nan", "columns"],
 )
 def test_a_planted_difference_is_refused(
-    exported: Path, predictor: Predictor, photographs: Path, change: Any, problem: str
+    exported_folder: Path, predictor: Predictor, photographs: Path, change: Any, problem: str
 ) -> None:
-    sessions: list[Any] = open_sessions(exported, "onnx", 3)
+    sessions: list[Any] = open_sessions(exported_folder, "onnx", 3)
     net = sessions[0]
 
-    def changed(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+    def altered_session(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
         return NetOutputs(*change(*net(pixels, metadata), len(pixels)))
 
     files = tuple((path.name, path) for path in sorted(photographs.glob("0*.png")))
-    report = compare_nets(predictor, [changed, *sessions[1:]], ParityImages("these", files))
+    report = compare_nets(predictor, [altered_session, *sessions[1:]], ParityImages("these", files))
     assert problem in report.problem
     with pytest.raises(UntrustedError, match=re.escape(report.problem)):
         report.check("onnx")
 
 
 def test_a_net_that_depends_on_the_batch_is_refused_on_one_image(
-    exported: Path, predictor: Predictor, photographs: Path
+    exported_folder: Path, predictor: Predictor, photographs: Path
 ) -> None:
-    sessions: list[Any] = open_sessions(exported, "onnx", 3)
+    sessions: list[Any] = open_sessions(exported_folder, "onnx", 3)
     net = sessions[0]
 
-    def changed(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
+    def altered_session(pixels: NDArray[np.uint8], metadata: NDArray[np.float32] | None = None) -> NetOutputs:
         logits, features = net(pixels, metadata)
         return NetOutputs(logits * np.float32(1 + 1e-3 * (len(pixels) > 1)), features)
 
     one = ParityImages("this", (("01.png", photographs / "01.png"),))
-    assert "alone and in a batch" in compare_nets(predictor, [changed, *sessions[1:]], one).problem
+    assert "alone and in a batch" in compare_nets(predictor, [altered_session, *sessions[1:]], one).problem
 
 
 def test_the_comparison_is_bounded_in_memory_and_says_its_batch(
-    exported: Path, predictor: Predictor, photographs: Path, monkeypatch: pytest.MonkeyPatch
+    exported_folder: Path, predictor: Predictor, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first net has 13 views; a net that depends on the batch is found in smaller ones too."""
     monkeypatch.setattr(parity, "MAX_PIXELS_AT_ONCE", 60 * 24**2)
-    sessions: list[Any] = open_sessions(exported, "onnx", 3)
+    sessions: list[Any] = open_sessions(exported_folder, "onnx", 3)
     sizes: list[list[int]] = [[], [], []]
 
     def recorded(number: int, factor: float = 0.0) -> Session:
@@ -230,7 +230,7 @@ def test_the_comparison_is_bounded_in_memory_and_says_its_batch(
 
         return score
 
-    images = choose_images(exported, [str(photographs)])
+    images = choose_images(exported_folder, [str(photographs)])
     report = compare_nets(predictor, [recorded(number) for number in range(3)], images)
     assert report.problem == "" and report.n_images == 33 and report.n_in_batch == 4
     assert list(map(max, sizes)) == [4, 32, 32]
@@ -259,11 +259,11 @@ def test_the_graph_has_the_views_of_torch(predictor: Predictor) -> None:
 # What a stranger reads ------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_says_what_the_model_is(exported: Path, ensemble: Path) -> None:
-    check_hashes(exported, preserved="")
+def test_the_folder_says_what_the_model_is(exported_folder: Path, ensemble: Path) -> None:
+    check_hashes(exported_folder, preserved="")
     content, card = (
         json.loads((folder / name).read_text(encoding="utf-8"))
-        for folder, name in ((exported, "export.json"), (ensemble, "model.json"))
+        for folder, name in ((exported_folder, "export.json"), (ensemble, "model.json"))
     )
     assert content["format"] == 2 and content["notice"] == "Research use only. Not a medical device."
     assert content["classes"] == card["classes"]
@@ -273,14 +273,14 @@ def test_the_folder_says_what_the_model_is(exported: Path, ensemble: Path) -> No
         assert {name: net[name] for name in same} == {name: member[name] for name in same}
     assert sorted(content["nets"][0]["inputs"]) == ["metadata", "pixels"]
     assert content["versions"]["onnxruntime"]
-    readme = (exported / "README.md").read_text(encoding="utf-8")
+    readme = (exported_folder / "README.md").read_text(encoding="utf-8")
     assert "Research use only. Not a medical device." in readme and "| 1 | melanoma | malignant |" in readme
 
 
-def test_the_file_of_a_net_says_what_it_is(exported: Path) -> None:
+def test_the_file_of_a_net_says_what_it_is(exported_folder: Path) -> None:
     import onnx
 
-    net = onnx.load(exported / "net-2.onnx")
+    net = onnx.load(exported_folder / "net-2.onnx")
     about = {entry.key: entry.value for entry in net.metadata_props}
     assert json.loads(about["classes"]) == ["other", "nævus", "melanoma"], "the columns of this net's own outputs"
     assert json.loads(about["malignant_classes"]) == ["melanoma"]
@@ -288,8 +288,8 @@ def test_the_file_of_a_net_says_what_it_is(exported: Path) -> None:
     assert "Research use only" in net.doc_string
     (pixels,) = net.graph.input
     assert [dim.dim_param or dim.dim_value for dim in pixels.type.tensor_type.shape.dim] == ["batch", 32, 32, 3]
-    data = b"".join(path.read_bytes() for path in exported.iterdir())
-    places = [str(Path(torch.__file__).parent), str(Path(export_run.__file__).parent), str(exported.parent)]
+    data = b"".join(path.read_bytes() for path in exported_folder.iterdir())
+    places = [str(Path(torch.__file__).parent), str(Path(export_run.__file__).parent), str(exported_folder.parent)]
     assert [place for place in places if place.encode() in data] == []
 
 
@@ -304,10 +304,10 @@ def test_the_scripts_of_the_docs_give_the_models_numbers(
     exif[ExifTags.Base.Orientation] = 6  # as of a phone that was held upright
     Image.open(photographs / "07.png").save(tmp_path / "lesion.png", exif=exif)
     (tmp_path / "sitecustomize.py").write_text(HOOK)
-    done = cli("export", model, "--to", "onnx", "--out", "exported")
-    assert done.returncode == 0, done.stderr
-    assert "drawn lesions, since no validation images of the run are at hand" in done.stdout
-    assert "exported/net-0.onnx" in done.stdout
+    process = cli("export", model, "--to", "onnx", "--out", "exported")
+    assert process.returncode == 0, process.stderr
+    assert "drawn lesions, since no validation images of the run are at hand" in process.stdout
+    assert "exported/net-0.onnx" in process.stdout
     content = (tmp_path / "exported" / "net-0.onnx").read_bytes()
     monkeypatch.setattr(graph, "onnx_bytes", lambda *_args, **_texts: content)  # the same again takes seconds
     export_model(model, to="openvino", out=tmp_path / "intel", images=[str(photographs)])
@@ -343,10 +343,10 @@ def test_validation_images_of_the_run_are_taken(trained: Path, tmp_path: Path) -
 
 
 def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
-    exported: Path, ensemble: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_folder: Path, ensemble: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy_net(_predictor: Predictor, number: int, _to: str, folder: Path, _int8: object) -> None:
-        (folder / f"net-{number}.onnx").write_bytes((exported / f"net-{number}.onnx").read_bytes())
+        (folder / f"net-{number}.onnx").write_bytes((exported_folder / f"net-{number}.onnx").read_bytes())
 
     monkeypatch.setattr(export_run, "_write_net", copy_net)
     out = tmp_path / "out"
@@ -357,7 +357,9 @@ def test_a_failed_export_leaves_nothing_and_an_earlier_one_stays(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(DataError, match="none of 1 files"):
         export_model(ensemble, to="onnx", out=out, images=[str(photographs / "broken.png")])
-    monkeypatch.setattr(export_run, "open_sessions", lambda *_: [OnnxRuntimeSession(exported / "net-1.onnx")] * 3)
+    monkeypatch.setattr(
+        export_run, "open_sessions", lambda *_: [OnnxRuntimeSession(exported_folder / "net-1.onnx")] * 3
+    )
     with pytest.raises(ResourceError, match="ONNX Runtime failed on 32 images"):
         export_model(ensemble, to="onnx", out=out, images=[str(photographs)])
     with pytest.raises(ResourceError, match="ONNX Runtime failed on 32 images"):
@@ -385,9 +387,9 @@ def test_a_folder_that_cannot_be_replaced_is_told_before_the_work(
     (tmp_path / "mounts").write_text(mounted)
     monkeypatch.setattr(export_folder, "_MOUNTS", tmp_path / "mounts")
     monkeypatch.chdir(work)
-    with pytest.raises(UsageError, match=problem) as caught:
+    with pytest.raises(UsageError, match=problem) as failure:
         check_export_folder(Path(out))
-    assert caught.value.remedy.startswith("name a new folder with --out, such as ")
+    assert failure.value.remedy.startswith("name a new folder with --out, such as ")
     (tmp_path / "mounts").write_text("")
     check_export_folder(work / "empty")
 
@@ -440,18 +442,18 @@ def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
 def test_a_closed_scratch_folder_of_another_user_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed, is_file = tmp_path / ".dermkit-tmp-export-1", Path.is_file
-    closed.mkdir()
+    closed_folder, is_file = tmp_path / ".dermkit-tmp-export-1", Path.is_file
+    closed_folder.mkdir()
 
     def fail(self: Path, **options: Any) -> bool:
-        if self.parent == closed:
+        if self.parent == closed_folder:
             raise PermissionError(13, "Permission denied")
         return is_file(self, **options)
 
     monkeypatch.setattr(Path, "is_file", fail)
     lines: list[str] = []
     built(tmp_path / "out", lines)
-    assert lines == [] and closed.is_dir() and is_file(tmp_path / "out" / "export.json")
+    assert lines == [] and closed_folder.is_dir() and is_file(tmp_path / "out" / "export.json")
 
 
 def test_an_earlier_export_whose_place_is_taken_is_not_removed(tmp_path: Path) -> None:
@@ -496,9 +498,9 @@ def test_a_net_that_onnx_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch)
     net = random_net(CNN, 0)
     monkeypatch.setattr(torch.onnx, "export", fail)
     problem = "dermkit/cnn-s1: cannot be written as ONNX: NotImplementedError: no ONNX operator for aten.strange"
-    with pytest.raises(UsageError, match=f"^{re.escape(problem)}\n") as caught:
+    with pytest.raises(UsageError, match=f"^{re.escape(problem)}\n") as failure:
         graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
-    assert caught.value.exit_code == 2 and "dermkit predict" in caught.value.remedy
+    assert failure.value.exit_code == 2 and "dermkit predict" in failure.value.remedy
     monkeypatch.setattr(graph, "MAX_BYTES", 1000)
     with pytest.raises(UsageError, match="an ONNX file holds 2 GB"):
         graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
@@ -509,9 +511,9 @@ def test_a_graph_that_openvino_cannot_read_is_refused(
 ) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(graph, "onnx_bytes", lambda *_args, **_texts: b"no graph")
-    with pytest.raises(UsageError, match="net 0: OpenVINO cannot write it: ") as caught:
+    with pytest.raises(UsageError, match="net 0: OpenVINO cannot write it: ") as failure:
         export_run._write_net(predictor, 0, "openvino", tmp_path)
-    assert "--to onnx" in caught.value.remedy
+    assert "--to onnx" in failure.value.remedy
 
 
 def test_a_head_of_neighbours_is_refused_before_it_is_tried() -> None:
@@ -524,11 +526,11 @@ def test_a_head_of_neighbours_is_refused_before_it_is_tried() -> None:
         graph.onnx_bytes(net, preprocessing_of(24), IDENTITY_VIEW, properties={}, description="")
 
 
-def test_a_graph_of_one_batch_size_is_refused(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_of_one_batch_size_is_refused(exported_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch falls back to such a graph without an error."""
     import onnx
 
-    model = onnx.load(exported / "net-1.onnx")
+    model = onnx.load(exported_folder / "net-1.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     monkeypatch.setattr(graph, "_translate", lambda *_: model)
     with pytest.raises(UsageError, match="for one number of images alone"):
@@ -604,8 +606,10 @@ def test_a_folder_that_was_filled_meanwhile_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_files_of_others_beside_an_earlier_export_stay(exported: Path, ensemble: Path, tmp_path: Path) -> None:
-    out = Path(shutil.copytree(exported, tmp_path / "out"))
+def test_files_of_others_beside_an_earlier_export_stay(
+    exported_folder: Path, ensemble: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(exported_folder, tmp_path / "out"))
     (out / "notes.txt").write_text("years of work")
     with pytest.raises(UsageError, match=r"holds notes.txt beside an earlier export"):
         export_model(ensemble, to="onnx", out=out)
@@ -613,9 +617,9 @@ def test_files_of_others_beside_an_earlier_export_stay(exported: Path, ensemble:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_threads_share_a_session(exported: Path, engine: str) -> None:
+def test_threads_share_a_session(exported_folder: Path, engine: str) -> None:
     pytest.importorskip(engine)
-    path, rng = exported / "net-1.onnx", np.random.default_rng(0)
+    path, rng = exported_folder / "net-1.onnx", np.random.default_rng(0)
     session: Session = OnnxRuntimeSession(path) if engine == "onnxruntime" else OpenVinoSession(path, n_threads=2)
     batches = [rng.integers(0, 256, (1 + number % 3, 32, 32, 3), dtype=np.uint8) for number in range(24)]
     alone = [session(batch).logits for batch in batches]
@@ -641,8 +645,8 @@ def test_openvino_is_loaded_without_its_telemetry() -> None:
         "import sys\nfrom dermkit.models.engines.packages import load_openvino\nload_openvino()\n"
         "print(sys.modules['openvino_telemetry'], 'openvino.tools.ovc.telemetry_stub' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["None", "True"], done.stderr
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert process.stdout.split() == ["None", "True"], process.stderr
 
 
 @pytest.mark.parametrize(
@@ -652,9 +656,9 @@ def test_a_package_that_is_absent_or_too_old_is_named(
     monkeypatch: pytest.MonkeyPatch, present: str | None, problem: str
 ) -> None:
     monkeypatch.setattr(packages, "installed_version", lambda _package: present)
-    with pytest.raises(UsageError, match=problem) as caught:
+    with pytest.raises(UsageError, match=problem) as failure:
         check_packages(["onnxruntime"], purpose="export --to onnx", extra="export")
-    assert "pip install 'dermkit[export]'" in caught.value.remedy
+    assert "pip install 'dermkit[export]'" in failure.value.remedy
 
 
 def test_a_newer_package_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,15 +89,16 @@ def ages(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(folder: Path, net: Net, spec: ModelSpec, size: int, photographs: Path, **options: Any) -> Path:
     """Save a net with the training features of noise, and the first photograph among its training images."""
-    seen = open_image(photographs / "00.png").pixel_sha256
+    pixel_hash = open_image(photographs / "00.png").pixel_sha256
     metadata = ModelMetadata(
-        {"name": "made"}, {"name": "made", "manifest_sha256": "m"}, {}, {"seed": 0, "fold": None}, [(seen, "", "train")]
+        {"name": "made"}, {"name": "made", "manifest_sha256": "m"}, {}, {"seed": 0, "fold": None},
+        [(pixel_hash, "", "train")],
     )  # fmt: skip
 
-    def write(held: ReferenceFeatures | None) -> Path:
+    def write(training_reference: ReferenceFeatures | None) -> Path:
         return save_model(
-            folder, net, spec=spec, preprocessing=preprocessing_of(size), metadata=metadata, training_features=held,
-            **options,
+            folder, net, spec=spec, preprocessing=preprocessing_of(size), metadata=metadata,
+            training_features=training_reference, **options,
         )  # fmt: skip
 
     noise = np.random.default_rng(0).integers(0, 256, (90, size, size, 3), dtype=np.uint8)
@@ -126,25 +127,25 @@ def ensemble(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         save(folder / "b", random_net(CNN, 1), CNN, 32, photographs, classes=CLASSES[::-1], views=IDENTITY_VIEW),
     ]  # fmt: skip
     model = write_ensemble(folder / "model", members, weights=[0.6, 0.4])
-    shown = {
+    test_evaluation = {
         "split": "test", "n": 50, "outcome": "care", "verdict": "It broke a guarantee.",
         "figures": {"auroc": "0.7 (n = 50)"},
         "broken_guarantees": [{**BROKEN.as_dict(), "sentence": "Broken guarantee."}],
     }  # fmt: skip
-    write_policy(model, settled().as_dict(), evaluation=shown)
+    write_policy(model, settled().as_dict(), evaluation=test_evaluation)
     return model
 
 
 @pytest.fixture(scope="module")
-def exported(ensemble: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_folder(ensemble: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "onnx"
     return export_model(ensemble, to="onnx", out=out, images=[str(photographs)]).folder
 
 
 @pytest.fixture
-def spoiled(exported: Path, tmp_path: Path) -> Path:
+def folder_copy(exported_folder: Path, tmp_path: Path) -> Path:
     """Return a copy of the exported folder that a test may spoil."""
-    return Path(shutil.copytree(exported, tmp_path / "copy"))
+    return Path(shutil.copytree(exported_folder, tmp_path / "copy"))
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object], name: str = "export.json") -> None:
@@ -172,20 +173,24 @@ def assert_same_table(one: Path, other: Path, tolerance: float) -> None:
 
 
 def test_the_command_gives_without_torch_what_torch_gives(
-    ensemble: Path, exported: Path, photographs: Path, ages: Path, tmp_path: Path
+    ensemble: Path, exported_folder: Path, photographs: Path, ages: Path, tmp_path: Path
 ) -> None:
     """Two nets, all views, metadata, decisions, referral, foreign images, a refusal, a training image, warnings."""
     options: dict[str, Any] = {"target": "sensitivity=.95", "coverage": 0.8, "withhold_outside": True}
     lines: list[str] = []
-    told = predict(
+    other_job = predict(
         ensemble, [str(photographs)], out=tmp_path / "torch", metadata=ages, batch_size=32,
         progress=Progress(say=lines.append), **options,
     )  # fmt: skip
-    assert (told.n_scored, told.n_rejected, told.n_training_images) == (N_IMAGES, 1, 1) and told.n_outside
+    assert (other_job.n_scored, other_job.n_rejected, other_job.n_training_images) == (
+        N_IMAGES,
+        1,
+        1,
+    ) and other_job.n_outside
     (tmp_path / "sitecustomize.py").write_text(HOOK)
     words = [
         "predict",
-        exported,
+        exported_folder,
         photographs,
         "--metadata",
         ages,
@@ -200,8 +205,8 @@ def test_the_command_gives_without_torch_what_torch_gives(
         [*words, "--out", tmp_path / "alone", "--batch-size", "1"],
         ["predict", ensemble, photographs, "--out", tmp_path / "none"],
     ]
-    done = python(tmp_path, "-c", RUN, json.dumps([[str(word) for word in line] for line in commands]))
-    assert done.stdout.count("exit 7") == 2, done.stderr
+    process = python(tmp_path, "-c", RUN, json.dumps([[str(word) for word in line] for line in commands]))
+    assert process.stdout.count("exit 7") == 2, process.stderr
     for name in NAMES:
         assert_same_table(tmp_path / "torch" / name, tmp_path / "free" / name, 1e-4)
         assert_same_table(tmp_path / "free" / name, tmp_path / "alone" / name, 1e-5)
@@ -211,41 +216,46 @@ def test_the_command_gives_without_torch_what_torch_gives(
     assert free_json.pop("inference_mode").startswith("ONNX Runtime 1.") and told_json.pop("inference_mode")
     places = ("training_images", "policy", "metadata", "model_sha256", "notes", "n_scored", "n_refused", "device")
     assert {name: free_json[name] for name in places} == {name: told_json[name] for name in places}
-    assert free_json["out_of_distribution"]["n_outside"] == told.n_outside
+    assert free_json["out_of_distribution"]["n_outside"] == other_job.n_outside
     assert (
-        f"engine: ONNX Runtime {packages.installed_version('onnxruntime')}, which reads this folder" in done.stderr
+        f"engine: ONNX Runtime {packages.installed_version('onnxruntime')}, which reads this folder"
+        in process.stderr
     )
     remarks = [line for line in lines if "images scored or refused" not in line]
     assert any(line.startswith("warning: ") and "sensitivity" in line for line in remarks), (
         "of the broken guarantee"
     )
-    assert [line for line in remarks if done.stderr.count(line) != 2] == [], "the same warnings and remarks"
+    assert [line for line in remarks if process.stderr.count(line) != 2] == [], "the same warnings and remarks"
     # A model folder there: refused, with the two ways on.
-    assert "exit 2" in done.stdout and "are run by torch, which cannot be imported here: " in done.stderr
-    assert "pip install 'dermkit[train]'" in done.stderr and "dermkit export MODEL --to onnx" in done.stderr
+    assert "exit 2" in process.stdout and "are run by torch, which cannot be imported here: " in process.stderr
+    assert "pip install 'dermkit[train]'" in process.stderr and "dermkit export MODEL --to onnx" in process.stderr
     assert not (tmp_path / "none").exists()
 
 
 def test_python_gives_without_torch_what_torch_gives(
-    ensemble: Path, exported: Path, photographs: Path, tmp_path: Path
+    ensemble: Path, exported_folder: Path, photographs: Path, tmp_path: Path
 ) -> None:
     images = [str(photographs / f"{number:02}.png") for number in range(9)]
     expected = load_model(ensemble).predict(images)
     (tmp_path / "sitecustomize.py").write_text(HOOK)
-    done = python(tmp_path, "-c", SCRIPT, exported, *images)
-    assert done.returncode == 0, done.stderr
-    results, labels, names, loaded = json.loads(done.stdout)
-    assert labels == expected["predicted"].tolist() and names == [one.name for one in CLASSES] and loaded == []
+    process = python(tmp_path, "-c", SCRIPT, exported_folder, *images)
+    assert process.returncode == 0, process.stderr
+    results, labels, names, imported_modules = json.loads(process.stdout)
+    assert (
+        labels == expected["predicted"].tolist()
+        and names == [one.name for one in CLASSES]
+        and imported_modules == []
+    )
     np.testing.assert_allclose(results, expected[[f"p_{name}" for name in names]], rtol=0, atol=1e-4)
 
 
 def test_both_engines_run_an_onnx_folder_and_openvino_its_own(
-    exported: Path, ensemble: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_folder: Path, ensemble: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     openvino = pytest.importorskip("openvino")
     from dermkit.models.engines import graph
 
-    nets = iter([(exported / f"net-{number}.onnx").read_bytes() for number in range(2)])
+    nets = iter([(exported_folder / f"net-{number}.onnx").read_bytes() for number in range(2)])
     monkeypatch.setattr(graph, "onnx_bytes", lambda *_args, **_texts: next(nets))  # the same again takes seconds
     intel = export_model(ensemble, to="openvino", out=tmp_path / "intel", images=[str(photographs)]).folder
     pixels = [
@@ -254,7 +264,7 @@ def test_both_engines_run_an_onnx_folder_and_openvino_its_own(
     expected = load_model(ensemble).probabilities(pixels)
     lines: list[str] = []
     models = [
-        load_exported_model(exported, engine="openvino", progress=Progress(say=lines.append)), load_model(intel),
+        load_exported_model(exported_folder, engine="openvino", progress=Progress(say=lines.append)), load_model(intel),
         load_exported_model(intel, engine="auto"),
     ]  # fmt: skip
     assert lines[0].startswith(f"engine: OpenVINO {openvino.__version__.split('-')[0]}")
@@ -269,7 +279,7 @@ def test_both_engines_run_an_onnx_folder_and_openvino_its_own(
 
 
 def test_a_stopped_prediction_goes_on(
-    exported: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_folder: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = Predictor._score
 
@@ -279,7 +289,9 @@ def test_a_stopped_prediction_goes_on(
         return score(self, batch, names)
 
     def run(folder: str, **options: Any) -> PredictOutcome:
-        return predict(exported, [str(photographs)], out=tmp_path / folder, batch_size=4, workers=1, **options)
+        return predict(
+            exported_folder, [str(photographs)], out=tmp_path / folder, batch_size=4, workers=1, **options
+        )
 
     with monkeypatch.context() as patch, pytest.raises(RunInterrupt):
         patch.setattr(Predictor, "_score", stop)
@@ -292,38 +304,40 @@ def test_a_stopped_prediction_goes_on(
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_model_travels_to_another_process_as_its_folder(exported: Path) -> None:
-    model = load_model(exported)
+def test_a_model_travels_to_another_process_as_its_folder(exported_folder: Path) -> None:
+    model = load_model(exported_folder)
     again: Predictor = pickle.loads(pickle.dumps(model))  # noqa: S301 - the test's own bytes
     assert again.files_sha256 == model.files_sha256 and again.runtime.device_type == "cpu"
     assert model.model_key and model.batch_size == 16
 
 
-def test_other_commands_say_that_they_need_torch_nets(exported: Path, photographs: Path, tmp_path: Path) -> None:
+def test_other_commands_say_that_they_need_torch_nets(
+    exported_folder: Path, photographs: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=r"its nets are run by ONNX Runtime 1.*, and this needs those of torch"):
-        export_model(exported, to="onnx", out=tmp_path / "again", images=[str(photographs)])
+        export_model(exported_folder, to="onnx", out=tmp_path / "again", images=[str(photographs)])
     with pytest.raises(UsageError, match="this needs those of torch"):
-        dk.explain(exported, [str(photographs / "01.png")], out=tmp_path / "maps")
+        dk.explain(exported_folder, [str(photographs / "01.png")], out=tmp_path / "maps")
 
 
 # What the folder says -------------------------------------------------------------------------------------------------
 
 
-def test_the_folder_names_no_training_image(exported: Path, ensemble: Path) -> None:
+def test_the_folder_names_no_training_image(exported_folder: Path, ensemble: Path) -> None:
     assert any(b"clinic/patient7" in path.read_bytes() for path in ensemble.iterdir())
-    assert not any(b"clinic" in path.read_bytes() for path in exported.iterdir())
-    names = {path.name for path in exported.iterdir()}
+    assert not any(b"clinic" in path.read_bytes() for path in exported_folder.iterdir())
+    names = {path.name for path in exported_folder.iterdir()}
     assert names == {
         "net-0.onnx", "net-1.onnx", "export.json", "model.json", "seen.csv", "training_features-0.npz",
         "training_features-1.npz", "README.md", "MODEL_CARD.md", "SHA256SUMS",
     }  # fmt: skip
-    for path in exported.glob("*.npz"):
+    for path in exported_folder.glob("*.npz"):
         with np.load(path) as archive:
             assert set(archive.files) == {"format", "mean", "axes", "points", "labels", "calibration"}
 
 
 def test_a_later_format_of_the_card_breaks_no_exported_folder(
-    spoiled: Path, monkeypatch: pytest.MonkeyPatch
+    folder_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def migrate(card: dict[str, Any]) -> dict[str, Any]:
         return {**card, "evaluation": {**card["evaluation"], "added": []}, "format": 10}
@@ -332,10 +346,10 @@ def test_a_later_format_of_the_card_breaks_no_exported_folder(
     later = replace(MODEL_JSON, format=10, migrations={**MODEL_JSON.migrations, 9: migrate})
     for module in ("models.model_content", "models.exported_folder"):
         monkeypatch.setattr(f"dermkit.{module}.MODEL_JSON", later)
-    assert load_model(spoiled).card["evaluation"]["added"] == []
-    rewrite(spoiled, set_in("evaluation", "n", value=49))
+    assert load_model(folder_copy).card["evaluation"]["added"] == []
+    rewrite(folder_copy, set_in("evaluation", "n", value=49))
     with pytest.raises(UntrustedError, match=r"evaluation is not what model\.json has"):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
 # Refused --------------------------------------------------------------------------------------------------------------
@@ -372,58 +386,58 @@ def set_in(*places: Any, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda content: content["nets"][0].pop("test_pictures"), "not that of an exported model"),
     ],
 )
-def test_documents_that_do_not_fit_are_refused(spoiled: Path, change: Any, problem: str) -> None:
-    rewrite(spoiled, change)
-    with pytest.raises(UntrustedError, match=problem) as caught:
-        load_model(spoiled)
-    assert caught.value.exit_code == 6 and str(spoiled / "export.json") in caught.value.message
+def test_documents_that_do_not_fit_are_refused(folder_copy: Path, change: Any, problem: str) -> None:
+    rewrite(folder_copy, change)
+    with pytest.raises(UntrustedError, match=problem) as failure:
+        load_model(folder_copy)
+    assert failure.value.exit_code == 6 and str(folder_copy / "export.json") in failure.value.message
 
 
-def test_a_changed_card_is_refused(spoiled: Path) -> None:
-    rewrite(spoiled, set_in("operating_points", value=[]), MODEL_JSON.name)
+def test_a_changed_card_is_refused(folder_copy: Path) -> None:
+    rewrite(folder_copy, set_in("operating_points", value=[]), MODEL_JSON.name)
     with pytest.raises(UntrustedError, match="of another model than"):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
 @pytest.mark.parametrize(
     "name", ["net-0.onnx", "export.json", "model.json", "seen.csv", "training_features-0.npz", "README.md"]
 )
-def test_a_changed_byte_is_refused(spoiled: Path, invoke: Invoke, photographs: Path, name: str) -> None:
-    content = (spoiled / name).read_bytes()
-    (spoiled / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
-    code, _, messages = invoke("predict", spoiled, photographs, "--out", spoiled.parent / "out")
-    assert code == 6 and f"{spoiled / name}: its bytes are not those that were saved" in messages
-    assert not (spoiled.parent / "out").exists()
+def test_a_changed_byte_is_refused(folder_copy: Path, invoke: Invoke, photographs: Path, name: str) -> None:
+    content = (folder_copy / name).read_bytes()
+    (folder_copy / name).write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    code, _, messages = invoke("predict", folder_copy, photographs, "--out", folder_copy.parent / "out")
+    assert code == 6 and f"{folder_copy / name}: its bytes are not those that were saved" in messages
+    assert not (folder_copy.parent / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["net-1.onnx", "training_features-1.npz", "model.json", "seen.csv"])
-def test_a_file_that_is_absent_is_named(spoiled: Path, name: str) -> None:
-    (spoiled / name).unlink()
-    write_checksums(spoiled)
+def test_a_file_that_is_absent_is_named(folder_copy: Path, name: str) -> None:
+    (folder_copy / name).unlink()
+    write_checksums(folder_copy)
     with pytest.raises(UntrustedError, match=name.replace(".", r"\.")):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
-def test_an_engine_of_other_numbers_is_refused(spoiled: Path) -> None:
+def test_an_engine_of_other_numbers_is_refused(folder_copy: Path) -> None:
     """Another processor or version may compute otherwise: the test pictures show it before an image is scored."""
-    pictures = json.loads((spoiled / "export.json").read_text())["nets"][1]["test_pictures"]
+    pictures = json.loads((folder_copy / "export.json").read_text())["nets"][1]["test_pictures"]
     pictures[2][0] += 2e-4
-    rewrite(spoiled, set_in("nets", 1, "test_pictures", value=pictures))
+    rewrite(folder_copy, set_in("nets", 1, "test_pictures", value=pictures))
     with pytest.raises(
         UntrustedError, match=r"net-1\.onnx: ONNX Runtime 1.* does not give here what was recorded"
     ):
-        load_model(spoiled)
-    shutil.copyfile(spoiled / "net-0.onnx", spoiled / "net-1.onnx")  # another net, with right checksums
-    write_checksums(spoiled)
+        load_model(folder_copy)
+    shutil.copyfile(folder_copy / "net-0.onnx", folder_copy / "net-1.onnx")  # another net, with right checksums
+    write_checksums(folder_copy)
     with pytest.raises((UntrustedError, ResourceError)):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
-def test_a_file_that_is_no_net_is_refused(spoiled: Path) -> None:
-    (spoiled / "net-0.onnx").write_bytes(b"no net")
-    write_checksums(spoiled)
+def test_a_file_that_is_no_net_is_refused(folder_copy: Path) -> None:
+    (folder_copy / "net-0.onnx").write_bytes(b"no net")
+    write_checksums(folder_copy)
     with pytest.raises(UntrustedError, match=r"net-0\.onnx: ONNX Runtime cannot load it"):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
 def archive(**arrays: Any) -> bytes:
@@ -440,25 +454,25 @@ def archive(**arrays: Any) -> bytes:
     ],
     ids=["text", "empty", "one array", "too large", "pickled"],
 )  # fmt: skip
-def test_training_features_that_are_none_are_refused(spoiled: Path, content: bytes) -> None:
-    (spoiled / "training_features-0.npz").write_bytes(content)
-    write_checksums(spoiled)
+def test_training_features_that_are_none_are_refused(folder_copy: Path, content: bytes) -> None:
+    (folder_copy / "training_features-0.npz").write_bytes(content)
+    write_checksums(folder_copy)
     with pytest.raises(UntrustedError, match=r"training_features-0\.npz: holds no training features of this net"):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
-def test_training_features_of_another_net_are_refused(spoiled: Path) -> None:
-    held = load_model(spoiled).training_features[0]
-    assert held is not None
-    other = replace(held, mean=held.mean[:-1], axes=held.axes[:, :-1])
-    (spoiled / "training_features-0.npz").write_bytes(exported_features_bytes(other))
-    write_checksums(spoiled)
+def test_training_features_of_another_net_are_refused(folder_copy: Path) -> None:
+    training_reference = load_model(folder_copy).training_features[0]
+    assert training_reference is not None
+    other = replace(training_reference, mean=training_reference.mean[:-1], axes=training_reference.axes[:, :-1])
+    (folder_copy / "training_features-0.npz").write_bytes(exported_features_bytes(other))
+    write_checksums(folder_copy)
     with pytest.raises(UntrustedError, match="`mean` is"):
-        load_model(spoiled)
+        load_model(folder_copy)
 
 
 def test_what_is_absent_is_named_with_what_to_install(
-    exported: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
+    exported_folder: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, invoke: Invoke
 ) -> None:
     def without(*absent: str) -> None:
         def installed(package: str) -> str | None:
@@ -467,16 +481,20 @@ def test_what_is_absent_is_named_with_what_to_install(
         monkeypatch.setattr(packages, "installed_version", installed)
         monkeypatch.setattr(exported_model, "installed_version", installed)
 
-    words = ("predict", exported, photographs, "--out", tmp_path / "out")
+    words = ("predict", exported_folder, photographs, "--out", tmp_path / "out")
     without("onnxruntime", "openvino")
     code, _, messages = invoke(*words)
-    assert code == 2 and f"{exported}, exported to onnx: the package onnxruntime is not installed" in messages
+    assert (
+        code == 2 and f"{exported_folder}, exported to onnx: the package onnxruntime is not installed" in messages
+    )
     assert "pip install 'dermkit[serve]'; or pip install openvino" in messages
     code, _, messages = invoke(*words, "--engine", "openvino")
     assert code == 2 and "the package openvino is not installed" in messages
     assert "pip install 'dermkit[export]'; or pip install onnxruntime, which reads it too" in messages
     without("onnxruntime")
-    assert load_exported_model(exported).engine.net_variant == "OpenVINO 2026.0", "the other one reads it too"
+    assert load_exported_model(exported_folder).engine.net_variant == "OpenVINO 2026.0", (
+        "the other one reads it too"
+    )
     for module in (packages, exported_model):
         monkeypatch.setattr(module, "installed_version", lambda _package: "1.1")
     code, _, messages = invoke(*words)
@@ -492,7 +510,7 @@ def test_what_is_absent_is_named_with_what_to_install(
     ],
 )  # fmt: skip
 def test_an_option_that_does_not_fit_is_refused(
-    exported: Path, photographs: Path, tmp_path: Path, invoke: Invoke, option: str, value: str, problem: str
+    exported_folder: Path, photographs: Path, tmp_path: Path, invoke: Invoke, option: str, value: str, problem: str
 ) -> None:
-    code, _, messages = invoke("predict", exported, photographs, "--out", tmp_path / "out", option, value)
+    code, _, messages = invoke("predict", exported_folder, photographs, "--out", tmp_path / "out", option, value)
     assert code == 2 and problem in messages and not (tmp_path / "out").exists()

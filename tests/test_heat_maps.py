@@ -101,8 +101,8 @@ def reference_map(net: Net, x: Tensor, target: EvidenceTarget) -> NDArray[np.flo
     else:
         activation = backbone.forward_features(x)
         logits = net.head(backbone.forward_head(activation))
-    others = torch.cat([logits[0, : target.class_index], logits[0, target.class_index + 1 :]])
-    gradient = torch.autograd.grad(logits[0, target.class_index] - others.logsumexp(0), activation)[0]
+    other_logits = torch.cat([logits[0, : target.class_index], logits[0, target.class_index + 1 :]])
+    gradient = torch.autograd.grad(logits[0, target.class_index] - other_logits.logsumexp(0), activation)[0]
     maps = [as_channels(backbone, tensor[0].detach()) for tensor in (activation, gradient)]
     is_mean = not reads_class_token and hasattr(backbone, "forward_features")
     weights = maps[1].mean(dim=(1, 2), keepdim=True) if is_mean else maps[1]
@@ -115,8 +115,8 @@ def as_channels(backbone: Any, tensor: Tensor) -> Tensor:
     """Return (C, h, w) of a map, of a map with channels last, or of tokens behind a class token."""
     if tensor.ndim == 2:
         patches = tensor[backbone.num_prefix_tokens :]
-        side = round(len(patches) ** 0.5)
-        return patches.T.reshape(-1, side, side)
+        n_across = round(len(patches) ** 0.5)
+        return patches.T.reshape(-1, n_across, n_across)
     return tensor.permute(2, 0, 1) if tensor.shape[-1] == getattr(backbone, "num_features", 0) else tensor
 
 
@@ -266,8 +266,8 @@ def test_a_map_lies_where_the_image_was(resize: str, shape: tuple[int, int]) -> 
     framed = to_image(resized, preprocessing, shape)
     assert framed.shape == shape
     is_seen = ~np.isnan(framed)
-    side = min(shape)
-    assert is_seen.sum() == (side * side if resize == "crop" else shape[0] * shape[1])
+    n_across = min(shape)
+    assert is_seen.sum() == (n_across * n_across if resize == "crop" else shape[0] * shape[1])
     rows, columns = np.indices(shape)
     weights = np.nan_to_num(framed)
     centre = (rows * weights).sum() / weights.sum(), (columns * weights).sum() / weights.sum()

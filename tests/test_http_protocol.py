@@ -9,7 +9,7 @@ from uvicorn.server import ServerState
 from dermkit.serving.http_protocol import GuardedProtocol
 from dermkit.serving.server import server_config
 from dermkit.serving.settings import ServeLimits
-from served import run, served
+from server_parts import open_server, run
 
 GET = b"GET /one HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /body HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -195,7 +195,7 @@ def test_the_extensions_of_chunks_count() -> None:
 )
 def test_the_host_of_an_absolute_target_is_checked_too(target: bytes, status: int) -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             protocol, transport = connect(client.app)
             protocol.data_received(b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
             for _ in range(200):

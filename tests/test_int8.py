@@ -81,11 +81,11 @@ def outcome(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_run, "choose_images", lambda *_: images)
 
-        def counted(path: Path, name: str, *arguments: Any, **options: Any) -> Any:
+        def count_decoding(path: Path, name: str, *arguments: Any, **options: Any) -> Any:
             decodings[name] += 1
             return decode_image(path, name, *arguments, **options)
 
-        patch.setattr("dermkit.prediction.parity_images.decode_image", counted)
+        patch.setattr("dermkit.prediction.parity_images.decode_image", count_decoding)
         return export_model(trained, to="onnx", out=out, int8=True, max_label_changes=1.0)
 
 
@@ -127,11 +127,11 @@ def test_the_cost_is_that_of_the_images_that_set_no_range(
     outcome: ExportOutcome, trained: Path, images: ParityImages
 ) -> None:
     parity = json.loads((outcome.folder / "export.json").read_text())["parity"]
-    others = images.files[1::2]
-    assert parity["n_calibration_images"] == len(images.files[::2]) and parity["n_images"] == len(others) > 3
+    comparison = images.files[1::2]
+    assert parity["n_calibration_images"] == len(images.files[::2]) and parity["n_images"] == len(comparison) > 3
     assert parity["max_label_changes"] == 1.0 and "tolerance" not in parity
-    labels = [images.labels[name][0] for name, _ in others]
-    paths = [path for _, path in others]
+    labels = [images.labels[name][0] for name, _ in comparison]
+    paths = [path for _, path in comparison]
     accuracy = []
     for folder in (outcome.folder, trained):
         model = load_model(folder)
@@ -144,12 +144,12 @@ def test_the_cost_is_that_of_the_images_that_set_no_range(
     cost = {entry["metric"]: entry for entry in parity["cost"]}
     assert list(cost) == ["accuracy", "auroc", "loss", "brier"]
     assert cost["accuracy"]["difference"] == pytest.approx(accuracy[0] - accuracy[1], abs=1e-12)
-    assert {entry["n"] for entry in cost.values()} == {len(others)}
+    assert {entry["n"] for entry in cost.values()} == {len(comparison)}
     assert parity["max_probability_difference"] < 0.2
     readme = (outcome.folder / "README.md").read_text()
     for line in outcome.comparison_lines:
         assert line.replace("_", "\\_").replace("[", "\\[") in readme
-    assert f"n = {len(others)})" in readme and "int8 minus float32" in readme
+    assert f"n = {len(comparison)})" in readme and "int8 minus float32" in readme
 
 
 def test_a_prediction_says_that_it_is_in_int8(outcome: ExportOutcome, trained: Path) -> None:
@@ -171,10 +171,10 @@ def test_an_exported_folder_is_evaluated_on_other_images(
 ) -> None:
     data = dk.load_dataset(binary)
     folder = dk.evaluate(outcome.folder, dataset=data, out=tmp_path / "other").parent
-    scored = pd.read_csv(folder / "predictions.csv")
-    again = load_model(outcome.folder).predict([data.image_path(image_id) for image_id in scored["image_id"]])
-    assert len(scored) == len(data.manifest) == len(again)
-    np.testing.assert_allclose(scored["p_malignant"], again["p_malignant"], rtol=0, atol=1e-5)
+    table = pd.read_csv(folder / "predictions.csv")
+    again = load_model(outcome.folder).predict([data.image_path(image_id) for image_id in table["image_id"]])
+    assert len(table) == len(data.manifest) == len(again)
+    np.testing.assert_allclose(table["p_malignant"], again["p_malignant"], rtol=0, atol=1e-5)
     assert set(json.loads((folder / "metrics.json").read_text())["splits"])
 
 
@@ -226,8 +226,12 @@ def test_too_many_labels_that_change_are_refused_unless_asked(
         and "at most 5% may" in messages
     )
     assert list(tmp_path.iterdir()) == []
-    code, said, _ = invoke(*words, "--max-label-changes", "1")
-    assert code == 0 and "have another label than in float32" in said and "accuracy, int8 minus float32: " in said
+    code, sentences, _ = invoke(*words, "--max-label-changes", "1")
+    assert (
+        code == 0
+        and "have another label than in float32" in sentences
+        and "accuracy, int8 minus float32: " in sentences
+    )
 
 
 def test_int8_needs_real_images(trained: Path, tmp_path: Path, photograph: Path) -> None:
@@ -284,8 +288,8 @@ def test_images_that_cannot_be_opened_are_said_whichever_half_they_are_in(
     monkeypatch.setattr(export_run, "_write_net", lambda *_: pytest.fail("a net was written first"))
     for half in (0, 1):
         files = [(f"{n}", broken) if n % 2 == half else file for n, file in enumerate(images.files)]
-        spoiled = ParityImages("made", tuple(files))
-        monkeypatch.setattr(export_run, "choose_images", lambda *_, spoiled=spoiled: spoiled)
+        changed_folder = ParityImages("made", tuple(files))
+        monkeypatch.setattr(export_run, "choose_images", lambda *_, changed_folder=changed_folder: changed_folder)
         with pytest.raises(DataError, match="none of 40 files can be used as an image"):
             export_model(trained, to="onnx", out=tmp_path / "out", int8=True)
 
@@ -315,7 +319,7 @@ def test_the_cost_of_random_metadata_is_unknown_and_several_nets_are_said(images
 # Not passed for float32 ----------------------------------------------------------------------------------------------
 
 
-def served(folder: Path) -> ServedModel:
+def serving_model(folder: Path) -> ServedModel:
     return ServedModel(WorkerSettings(folder, None, None, "cpu", 1, 10**7, 10**9))
 
 
@@ -325,7 +329,7 @@ def test_what_is_served_and_monitored_is_not_passed_for_float32(
     original, model = load_model(trained), load_model(outcome.folder)
     assert (original.precision, model.precision) == ("float32", "int8")
     facts, floats = (
-        ModelAnswer(**served(folder).facts(), limits={}) for folder in (outcome.folder, original.folder)
+        ModelAnswer(**serving_model(folder).facts(), limits={}) for folder in (outcome.folder, original.folder)
     )
     assert (facts.model.precision, floats.model.precision) == ("int8", "float32")
     assert facts.model.model_key != floats.model.model_key and facts.model.sha256 == floats.model.sha256
@@ -333,9 +337,9 @@ def test_what_is_served_and_monitored_is_not_passed_for_float32(
     assert any(point.test_sensitivity for point in floats.operating_points)
     assert not any(point.test_sensitivity or point.test_specificity for point in facts.operating_points)
     assert facts.evaluation is None and "in int8" in facts.performance and "in int8" in facts.warnings[0]
-    monitored, known = (read_monitored_model(folder) for folder in (outcome.folder, original.folder))
-    assert (monitored.key, known.key) == (facts.model.model_key, floats.model.model_key)
-    assert known.test_rates and not monitored.test_rates
+    monitored, reference = (read_monitored_model(folder) for folder in (outcome.folder, original.folder))
+    assert (monitored.key, reference.key) == (facts.model.model_key, floats.model.model_key)
+    assert reference.test_rates and not monitored.test_rates
     other = Path(shutil.copytree(outcome.folder, tmp_path / "other"))
     (other / "net-0.onnx").write_bytes(outcome.nets[0].read_bytes() + b"\x72\x00")
     write_checksums(other)
@@ -344,7 +348,7 @@ def test_what_is_served_and_monitored_is_not_passed_for_float32(
 
 def test_the_served_card_is_the_verified_one(trained: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(trained / "model", tmp_path / "model"))
-    model = served(folder)
+    model = serving_model(folder)
     (folder / MODEL_CARD_FILE).write_text("Always right.")
     assert model.facts()["card"] == (trained / "model" / MODEL_CARD_FILE).read_text(encoding="utf-8")
 

@@ -37,7 +37,7 @@ from dermkit.monitoring.reference import KnownRate
 from dermkit.monitoring.units import RepeatFilter
 from dermkit.monitoring.values import TEXT_FIELDS, ValueSums, mean_or_share_text
 from dermkit.monitoring.watch import Watch, WatchedRows
-from monitoring_tools import POINT, REFERENCE, START, Change, followed, right_probability, simulate, text_counts
+from monitoring_tools import POINT, REFERENCE, START, Change, right_probability, run_checks, simulate, text_counts
 
 DAY = 86400.0
 
@@ -235,16 +235,16 @@ def test_a_test_figure_that_is_worth_few_images_gives_way_to_rows_of_the_log() -
 
 def test_the_reference_is_shown_as_the_model_card_has_it() -> None:
     watch = sensitivity_watch(KnownRate(0.87, 100, 33, (0.74, 0.95)), "")
-    shown = mean_or_share_text(watch.reference_estimate, is_event=True)
-    assert shown == "87.0 % [74.0, 95.0] (n = 100)" and watch.reference.n == 33
+    rate_text = mean_or_share_text(watch.reference_estimate, is_event=True)
+    assert rate_text == "87.0 % [74.0, 95.0] (n = 100)" and watch.reference.n == 33
 
 
 def test_a_limit_by_design_is_shown_as_one() -> None:
     model, counts = replace(REFERENCE, n_validation_groups=200), {name: Counter[str]() for name in TEXT_FIELDS}
     checks = start_checks(model, "", counts, limit=5.4, date="")
     (watch,) = (one for one in checks["distance"].watches if one.statistic.column == "outside")
-    shown = mean_or_share_text(watch.reference_estimate, is_event=True)
-    assert shown == "5.0 % (limit by design, on 200 validation lesions)"
+    rate_text = mean_or_share_text(watch.reference_estimate, is_event=True)
+    assert rate_text == "5.0 % (limit by design, on 200 validation lesions)"
     later = ValueSums(40, 10.0, 10.0)
     difference = difference_of(later, watch)
     assert difference.value == pytest.approx(0.2) and difference.ci95 is not None and difference.ci95[0] > 0.05
@@ -339,7 +339,7 @@ def peaks_of(checks: dict[str, CheckState]) -> list[float]:
 def test_no_drift_over_200_months_raises_no_more_than_the_stated_rate() -> None:
     n_alarms, peaks, n_deployments = 0, [], 6
     for seed in range(n_deployments):
-        checks = followed(*simulate(seed, n_reference=200, n_months=200, n_per_month=6))
+        checks = run_checks(*simulate(seed, n_reference=200, n_months=200, n_per_month=6))
         n_alarms += any(check.crossing is not None for check in checks.values())
         peaks += peaks_of(checks)
     assert n_alarms <= binom.ppf(0.99, n_deployments, 0.05)
@@ -351,7 +351,7 @@ def test_no_drift_over_200_months_raises_no_more_than_the_stated_rate() -> None:
 @pytest.mark.slow
 def test_no_drift_in_200_deployments_of_200_months() -> None:
     deployments = (simulate(seed, n_reference=500, n_months=200, n_per_month=20) for seed in range(200))
-    alarms = [any(check.crossing for check in followed(*one).values()) for one in deployments]
+    alarms = [any(check.crossing for check in run_checks(*one).values()) for one in deployments]
     assert sum(alarms) <= binom.ppf(0.99, len(alarms), 0.05)
 
 
@@ -395,7 +395,7 @@ def test_planted_drift_is_found_with_its_delay(
     change: Change, check: str, direction: str, longest_delay: int
 ) -> None:
     """Delays in units, 100 a month; of sensitivity, 4.5 malignant ones with an outcome a month."""
-    checks = followed(*simulate(0, n_reference=500, n_months=24, n_per_month=100, change=change, change_month=4))
+    checks = run_checks(*simulate(0, n_reference=500, n_months=24, n_per_month=100, change=change, change_month=4))
     crossing = checks[check].crossing
     assert crossing is not None
     begin = START.timestamp() + 4 * 30 * DAY
@@ -406,7 +406,7 @@ def test_planted_drift_is_found_with_its_delay(
 
 
 def test_what_did_not_drift_raises_nothing() -> None:
-    checks = followed(
+    checks = run_checks(
         *simulate(1, n_reference=500, n_months=12, n_per_month=100, change=other_sites, change_month=4)
     )
     assert [name for name, check in checks.items() if check.crossing] == ["case_mix"]

@@ -100,21 +100,21 @@ def test_no_drift_is_no_alarm_and_the_same_again(invoke: Invoke, log: Path, mode
 
 def test_outcomes_that_came_back(invoke: Invoke, log: Path, model: Path, key: str) -> None:
     rows = write_log(log, key, n=200, seed=3, first=LATER, days=30)
-    scored = [row for row in rows if row.predicted]
+    scored_rows = [row for row in rows if row.predicted]
     outcomes = [
         OutcomeRow(kind=OUTCOME, prediction_id=row.row_id, diagnosis=diagnosis, source="histopathology", observed=LATER)
-        for row, diagnosis in zip(scored, ["Melanoma", "nv", "blue nevus", "basalt"] * 50, strict=False)
+        for row, diagnosis in zip(scored_rows, ["Melanoma", "nv", "blue nevus", "basalt"] * 50, strict=False)
     ]  # fmt: skip
     assert add_outcomes(str(log), outcomes).n_new == len(outcomes)
     content = watch(invoke, log, model, *UNTIL)[2]
     everything = content["performance"][-1]
-    assert everything["period"] == "all" and content["n_unknown_outcomes"] == len(scored[3::4])
-    called = [bool(row.positive) for row in scored[0::4]]
+    assert everything["period"] == "all" and content["n_unknown_outcomes"] == len(scored_rows[3::4])
+    called = [bool(row.positive) for row in scored_rows[0::4]]
     assert (
         everything["sensitivity"]["value"] == pytest.approx(np.mean(called)) and everything["sensitivity"]["ci95"]
     )
     assert everything["sensitivity"]["n"] == everything["n_malignant"] == len(called)
-    expected = sum(row.malignant_probability or 0 for n, row in enumerate(scored) if n % 4 < 3)
+    expected = sum(row.malignant_probability or 0 for n, row in enumerate(scored_rows) if n % 4 < 3)
     assert everything["expected_malignant"] == pytest.approx(expected)
     assert everything["observed_over_expected"]["value"] == pytest.approx(len(called) / expected)
     sensitivity = check_of(content, "sensitivity")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from browsed import (
+from browser_pages import (
     DESK,
     PHONE,
     OpenPage,
@@ -75,8 +75,8 @@ def test_the_answer_is_that_of_predict(open_page: OpenPage, pictures: Path, trai
     model = dk.load_model(trained / "model", device="cpu")
     (one,) = model.predict_images([str(pictures / "lesion-0.png")], target="sensitivity=.95")
     assert one.decisions is not None
-    shown = [float(re.sub(r"[^\d.]", "", text)) for text in texts(page, ".bar-row .percent")]
-    assert shown == pytest.approx([100 * p for p in one.decisions.probabilities.values()], abs=0.06)
+    percentages = [float(re.sub(r"[^\d.]", "", text)) for text in texts(page, ".bar-row .percent")]
+    assert percentages == pytest.approx([100 * p for p in one.decisions.probabilities.values()], abs=0.06)
     assert ("Positive at" in page.inner_text(".decision")) == one.decisions.positive
 
 
@@ -316,8 +316,8 @@ def test_a_sitting_is_forgotten_when_asked_and_nothing_is_stored(open_page: Open
     page.click("#clear-sitting")
     page.click("#clear-dialog button[value=clear]")
     assert page.locator(".image-item").count() == 0 and page.locator("#answer").is_hidden()
-    stored = "[localStorage.length, sessionStorage.length, document.cookie.length]"
-    assert page.evaluate(stored) == [0, 0, 0]
+    storage = "[localStorage.length, sessionStorage.length, document.cookie.length]"
+    assert page.evaluate(storage) == [0, 0, 0]
 
 
 def test_the_keyboard_alone_is_enough(open_page: OpenPage, pictures: Path) -> None:

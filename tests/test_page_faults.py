@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from browsed import (
+from browser_pages import (
     OpenPage,
     ServerProcess,
     add,
     change_answers,
     drop,
-    served_page,
+    serve_page,
     texts,
     wait_until_done,
     write_picture,
@@ -47,11 +47,11 @@ def test_hostile_names_are_text(open_page: OpenPage, pictures: Path) -> None:
     assert texts(page, ".image-name") == payloads
     assert "<img src=x onerror=alert(4)>" in page.inner_text(".headline .class")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    made = page.eval_on_selector_all(
+    n_elements = page.eval_on_selector_all(
         "#answer *, #print-pages *, #image-list *",
         "all => all.filter((one) => one.matches('script, [onload], img[src=x], [onerror], [onmouseover]')).length",
     )
-    assert made == 0 and dialogs == []
+    assert n_elements == 0 and dialogs == []
 
 
 def test_a_hostile_model_card_is_text(open_page: OpenPage) -> None:
@@ -160,7 +160,7 @@ def test_files_come_with_hashes_and_are_not_sent_twice(open_page: OpenPage, serv
 
 
 def test_a_server_that_is_away_is_said_and_found_again(browser: Any, trained: Path, pictures: Path) -> None:
-    with served_page(trained) as server:
+    with serve_page(trained) as server:
         page = browser.new_page()
         page.goto(server.url)
         page.wait_for_selector("#open-model-card:enabled")
@@ -177,10 +177,10 @@ def test_a_server_that_is_away_is_said_and_found_again(browser: Any, trained: Pa
 def test_a_server_with_keys_asks_for_one_and_it_is_kept_in_memory_alone(
     browser: Any, trained: Path, pictures: Path, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    made = cli("keys", "make", "keys.json", "--name", "page")
-    assert made.returncode == 0, made.stderr
-    key = made.stdout.strip()
-    with served_page(trained, "--keys", str(tmp_path / "keys.json")) as server:
+    n_elements = cli("keys", "make", "keys.json", "--name", "page")
+    assert n_elements.returncode == 0, n_elements.stderr
+    key = n_elements.stdout.strip()
+    with serve_page(trained, "--keys", str(tmp_path / "keys.json")) as server:
         page = browser.new_page()
         page.goto(server.url)
         page.wait_for_selector("#key-dialog[open]")

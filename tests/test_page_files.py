@@ -85,16 +85,16 @@ def asset_problems(html: str, scripts: Mapping[str, str], styles: Mapping[str, s
     """Yield what the page loads and does not have, what it has and nothing loads, and what is of another site."""
     files = {*scripts, *styles, "icon.svg"}
     parser = Tags(html)
-    loaded = {link for link in (*parser.values("src"), *parser.values("href")) if not link.startswith("#")}
+    links = {link for link in (*parser.values("src"), *parser.values("href")) if not link.startswith("#")}
     imports = {
         name: set(re.findall(r'^(?:import|export)[^;]*?from "\./([^"]+)"', text, re.MULTILINE))
         for name, text in scripts.items()
     }
-    reached, front = set(), {link.removeprefix(ROOT) for link in loaded if link.startswith(ROOT)}
+    reached, front = set(), {link.removeprefix(ROOT) for link in links if link.startswith(ROOT)}
     while front:
         reached |= front
         front = set().union(*(imports.get(name, set()) for name in front)) - reached
-    yield from (f"{link} is not of this page" for link in sorted(loaded) if not link.startswith(ROOT))
+    yield from (f"{link} is not of this page" for link in sorted(links) if not link.startswith(ROOT))
     yield from (f"{name} does not exist" for name in sorted(reached - files))
     yield from (f"{name} is loaded by nothing" for name in sorted(files - reached))
     for name, text in {**scripts, **styles}.items():
@@ -131,16 +131,16 @@ def unused_exports(scripts: Mapping[str, str]) -> list[str]:
 def id_problems(html: str, scripts: Mapping[str, str]) -> Iterator[str]:
     """Yield ids that scripts, labels and icons refer to and nothing has, and ids that occur twice."""
     ids = Tags(html).values("id")
-    made = set(re.findall(r'\bid: "([\w-]+)"', "\n".join(scripts.values())))
+    new_ids = set(re.findall(r'\bid: "([\w-]+)"', "\n".join(scripts.values())))
     yield from (f"{one} occurs twice" for one in sorted({one for one in ids if ids.count(one) > 1}))
-    used = [(one, name) for name, text in scripts.items() for one in re.findall(r'byId\("([\w-]+)"\)', text)]
-    used += [
+    references = [(one, name) for name, text in scripts.items() for one in re.findall(r'byId\("([\w-]+)"\)', text)]
+    references += [
         (f"icon-{one}", name) for name, text in scripts.items() for one in re.findall(r'\bicon\("(\w+)"\)', text)
     ]
     for attribute in ("for", "aria-labelledby", "aria-controls", "aria-describedby"):
-        used += [(one, "index.html") for value in Tags(html).values(attribute) for one in value.split()]
-    used += [(link[1:], "index.html") for link in Tags(html).values("href") if link.startswith("#")]
-    yield from (f"{name} refers to #{one}" for one, name in sorted(set(used)) if one not in {*ids, *made})
+        references += [(one, "index.html") for value in Tags(html).values(attribute) for one in value.split()]
+    references += [(link[1:], "index.html") for link in Tags(html).values("href") if link.startswith("#")]
+    yield from (f"{name} refers to #{one}" for one, name in sorted(set(references)) if one not in {*ids, *new_ids})
 
 
 def forbidden_problems(scripts: Mapping[str, str]) -> list[str]:
@@ -212,10 +212,10 @@ def test_a_planted_import_is_refused() -> None:
 
 def test_every_id_that_is_referred_to_exists_once() -> None:
     assert list(id_problems(INDEX, SCRIPTS)) == []
-    planted = list(
+    fault_list = list(
         id_problems('<p id="a"><p id="a"><label for="b">', {"a.js": 'byId("c"); byId("d"); ({ id: "d" });'})
     )
-    assert planted == ["a occurs twice", "index.html refers to #b", "a.js refers to #c"]
+    assert fault_list == ["a occurs twice", "index.html refers to #b", "a.js refers to #c"]
 
 
 def test_no_string_is_read_as_html_and_nothing_outlives_the_page() -> None:

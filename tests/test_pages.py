@@ -7,7 +7,6 @@ import pytest
 
 import dermkit.render as render_package
 from dermkit.render import style as chart_style
-from made_pages import make_quick_pages
 from page_checks import (
     SMALLEST_CONTRAST,
     SMALLEST_GRAPHIC_CONTRAST,
@@ -15,6 +14,7 @@ from page_checks import (
     contrast_problems,
     page_problems,
 )
+from sample_pages import make_quick_pages
 
 TEMPLATES = sorted((Path(str(render_package.__file__)).parent / "templates").glob("*.j2"))
 SOUND = """<!doctype html><html lang="en"><head><title>A page</title>

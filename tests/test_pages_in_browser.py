@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
 from dermkit.recipes.schema import Recipe
-from made_pages import make_long_pages, make_quick_pages
+from sample_pages import make_long_pages, make_quick_pages
 from test_pages import SOUND
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -44,8 +44,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, trained: Path, binary: Path,
 
 def violations(tab: Page) -> list[str]:
     """Return what axe-core finds on the open page: rule, weight, first element."""
-    found: list[dict[str, Any]] = Axe().run(tab).response["violations"]
-    return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}" for one in found]
+    entries: list[dict[str, Any]] = Axe().run(tab).response["violations"]
+    return [f"{one['id']} ({one['impact']}): {one['nodes'][0]['html'][:200]}" for one in entries]
 
 
 def open_page(tab: Page, path: Path, width: int, *, unfolded: bool) -> None:
@@ -56,13 +56,13 @@ def open_page(tab: Page, path: Path, width: int, *, unfolded: bool) -> None:
 
 
 def test_axe_finds_nothing_on_any_page_folded_and_unfolded(tab: Page, pages: dict[str, Path]) -> None:
-    found = {}
+    problems_by_view = {}
     for name, path in pages.items():
         for width, unfolded in ((PHONE, False), (DESK, False), (DESK, True)):
             open_page(tab, path, width, unfolded=unfolded)
             if problems := violations(tab):
-                found[name, width, unfolded] = problems
-    assert found == {}
+                problems_by_view[name, width, unfolded] = problems
+    assert problems_by_view == {}
 
 
 def test_no_page_scrolls_sideways_on_a_phone_or_is_endless_on_a_desk(tab: Page, pages: dict[str, Path]) -> None:

@@ -49,7 +49,7 @@ def sql(log: str, *statements: str) -> None:
     connection.close()
 
 
-def stored(log: str, query: str) -> list[Any]:
+def query_log(log: str, query: str) -> list[Any]:
     connection = sqlite3.connect(log)
     rows = connection.execute(query).fetchall()
     connection.close()
@@ -72,7 +72,7 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path) -> None:
     ]
     with open_log(str(tmp_path / "log.sqlite")) as log:
         ids = log.append(rows)
-    read = [logged.row for logged in read_log(str(tmp_path / "log.sqlite"))]
+    read = [prediction.row for prediction in read_log(str(tmp_path / "log.sqlite"))]
     assert [row.row_id for row in read] == ids
     assert [row.columns() for row in read] == [row.columns() for row in rows]
     assert [row.sequence for row in read] == [1, 2, 3, 4]
@@ -95,7 +95,7 @@ def test_any_number_and_text_that_is_taken_keeps_its_hash(any_log: str, numbers:
         append_rows(connection, PREDICTIONS, [row.columns()])
     engine.dispose()
     verify_log(any_log)
-    assert [logged.row.columns() for logged in read_log(any_log)][-1] == row.columns()
+    assert [prediction.row.columns() for prediction in read_log(any_log)][-1] == row.columns()
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ RENUMBER = (
 
 
 def insert_forged(log: str) -> None:
-    ((previous_hash,),) = stored(log, "SELECT row_hash FROM predictions WHERE sequence = 3")
+    ((previous_hash,),) = query_log(log, "SELECT row_hash FROM predictions WHERE sequence = 3")
     sql(log, *RENUMBER)
     forged(log, 4, previous_hash, source=2)
 
@@ -221,10 +221,10 @@ def test_the_first_wrong_row_is_named(
     add_outcome(log, pixel_sha256=f"{1:064x}", diagnosis="mel", source="histopathology")
     assert verify_log(log).n_rows == 7
     sql(log, *change) if isinstance(change, list) else change(log)
-    with pytest.raises(ChainBroken) as caught:
+    with pytest.raises(ChainBroken) as failure:
         verify_log(log)
-    assert (caught.value.chain, caught.value.sequence, caught.value.kind) == (chain, sequence, kind)
-    assert caught.value.exit_code == 3
+    assert (failure.value.chain, failure.value.sequence, failure.value.kind) == (chain, sequence, kind)
+    assert failure.value.exit_code == 3
 
 
 def test_the_walk_crosses_its_own_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +311,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
     for table in (*CHAINS.values(), HEADS):
         columns = {
             name: (kind, required)
-            for _, name, kind, required, _, _ in stored(log, f"PRAGMA table_info({table.name})")
+            for _, name, kind, required, _, _ in query_log(log, f"PRAGMA table_info({table.name})")
         }
         assert columns == {
             column.name: (
@@ -321,7 +321,7 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
             for column in table.columns
         }
         indexes = {
-            name for _, name, *_ in stored(log, f"PRAGMA index_list({table.name})") if "autoindex" not in name
+            name for _, name, *_ in query_log(log, f"PRAGMA index_list({table.name})") if "autoindex" not in name
         }
         assert indexes == {index.name for index in table.indexes}
         assert "BIGINT" in str(CreateTable(table).compile(dialect=postgresql))
@@ -334,7 +334,7 @@ def test_a_newer_schema_is_refused_and_nothing_is_written(tmp_path: Path) -> Non
     for use in uses:
         with pytest.raises(UsageError, match="schema 99, which this dermkit does not know"):
             use(log)
-    assert len(stored(log, "SELECT 1 FROM predictions")) == 6
+    assert len(query_log(log, "SELECT 1 FROM predictions")) == 6
 
 
 def test_an_older_schema_is_for_the_server_to_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +352,7 @@ def test_an_older_schema_is_for_the_server_to_upgrade(tmp_path: Path, monkeypatc
         verify_log(log)
     with open_log(log) as prediction_log:
         prediction_log.append([prediction_row(7)])
-    assert stored(log, "SELECT version_num FROM schema_version") == [("2",)]
+    assert query_log(log, "SELECT version_num FROM schema_version") == [("2",)]
     assert verify_log(log).n_rows == 7, "rows of the older schema keep their hashes"
 
 
@@ -390,7 +390,7 @@ def test_a_removed_head_is_no_begin_of_a_new_chain(tmp_path: Path) -> None:
     sql(log, "DELETE FROM chain_heads WHERE chain = 'predictions'")
     with pytest.raises(DataError, match="head of the chain predictions was removed"):
         open_log(log)
-    assert len(stored(log, "SELECT 1 FROM predictions")) == 6
+    assert len(query_log(log, "SELECT 1 FROM predictions")) == 6
 
 
 # Outcomes -------------------------------------------------------------------------------------------------------
@@ -403,19 +403,19 @@ def test_an_outcome_is_written_once_and_a_correction_is_a_new_row(tmp_path: Path
     second = {**first, "diagnosis": "mel", "source": "histopathology", "time": NOW + timedelta(days=30)}
     assert [add_outcome(log, **one) for one in (first, first, second, first)] == [True, False, True, False]
     assert add_outcome(log, **{**first, "kind": "override", "diagnosis": "refer"})
-    logged = next(iter(read_log(log)))
-    assert logged.outcome is not None and logged.override is not None
-    assert (logged.outcome.diagnosis, logged.override.diagnosis) == ("mel", "refer")
-    assert len(stored(log, "SELECT 1 FROM outcomes")) == 3
+    prediction = next(iter(read_log(log)))
+    assert prediction.outcome is not None and prediction.override is not None
+    assert (prediction.outcome.diagnosis, prediction.override.diagnosis) == ("mel", "refer")
+    assert len(query_log(log, "SELECT 1 FROM outcomes")) == 3
     assert verify_log(log).n_rows == 9
 
 
 def test_an_outcome_of_the_pixels_holds_for_every_prediction_of_the_image(tmp_path: Path) -> None:
     log = make_log(tmp_path, 4, pixel_sha256="cd" * 32)
-    ids = [logged.row.row_id for logged in read_log(log)]
+    ids = [prediction.row.row_id for prediction in read_log(log)]
     add_outcome(log, pixel_sha256="cd" * 32, diagnosis="nv", source="follow-up", time=NOW)
     add_outcome(log, prediction_id=ids[2], diagnosis="mel", source="histopathology", time=NOW + timedelta(days=1))
-    diagnoses = [logged.outcome and logged.outcome.diagnosis for logged in read_log(log)]
+    diagnoses = [prediction.outcome and prediction.outcome.diagnosis for prediction in read_log(log)]
     assert diagnoses == ["nv", "nv", "mel", "nv"]
 
 
@@ -432,7 +432,7 @@ def test_an_unknown_id_is_refused(tmp_path: Path) -> None:
     for wrong in wrongs:
         with pytest.raises(UsageError):
             add_outcome(log, **{"prediction_id": row_id, "diagnosis": "nv", "source": "x", **wrong})
-    assert not stored(log, "SELECT 1 FROM outcomes")
+    assert not query_log(log, "SELECT 1 FROM outcomes")
 
 
 def test_a_table_of_outcomes_is_taken_line_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +500,7 @@ def test_old_rows_are_deleted_and_the_chain_still_holds(tmp_path: Path) -> None:
         ("predictions", 2, 2),
         ("outcomes", 1, 1),
     ]
-    assert [logged.row.sequence for logged in read_log(log)] == [3, 4, 5]
+    assert [prediction.row.sequence for prediction in read_log(log)] == [3, 4, 5]
     verified = verify_log(log, heads=heads)
     assert (verified.n_rows, verified.n_deleted) == (5, 3)  # three predictions, two records of deletion
     assert delete_old(log, 240, reason="retention rule 7", now=NOW) == []
@@ -508,8 +508,8 @@ def test_old_rows_are_deleted_and_the_chain_still_holds(tmp_path: Path) -> None:
     with open_log(log) as prediction_log:
         prediction_log.append([prediction_row(77)])
     assert verify_log(log).n_deleted == 5
-    assert [logged.row.sequence for logged in read_log(log)] == [5, 6]
-    assert stored(log, "SELECT reason FROM deletions LIMIT 1") == [("retention rule 7",)]
+    assert [prediction.row.sequence for prediction in read_log(log)] == [5, 6]
+    assert query_log(log, "SELECT reason FROM deletions LIMIT 1") == [("retention rule 7",)]
 
 
 def test_everything_may_be_old(tmp_path: Path) -> None:
@@ -568,9 +568,11 @@ def test_reading_goes_by_time_and_model_in_chunks(tmp_path: Path, monkeypatch: p
     with open_log(log) as prediction_log:
         prediction_log.append([prediction_row(n, time=NOW + timedelta(days=n)) for n in range(5)])
         prediction_log.append([prediction_row(5, time=NOW, model_key="12" * 32)])
-    read = [logged.row.sequence for logged in read_log(log, NOW + timedelta(days=1), NOW + timedelta(days=4))]
+    read = [
+        prediction.row.sequence for prediction in read_log(log, NOW + timedelta(days=1), NOW + timedelta(days=4))
+    ]
     assert read == [2, 3, 4]
-    assert [logged.row.sequence for logged in read_log(log, model_key="12" * 32)] == [6]
+    assert [prediction.row.sequence for prediction in read_log(log, model_key="12" * 32)] == [6]
     frames = list(read_frames(log))
     assert [len(frame) for frame in frames] == [2, 2, 2]
     assert frames[0]["aspect"].tolist() == [600 / 450] * 2 and CHUNK_ROWS == 500

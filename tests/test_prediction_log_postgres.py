@@ -23,7 +23,7 @@ from prediction_log_tools import kill_writer, prediction_row, random_seconds, st
 from test_prediction_log_writer import check_acknowledged, ids_of, wait_until
 
 pytest.importorskip("psycopg")
-BINARIES = [Path(found).parent for found in [shutil.which("pg_ctl")] if found]
+BINARIES = [Path(program).parent for program in [shutil.which("pg_ctl")] if program]
 BINARIES += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 pytestmark = pytest.mark.skipif(not BINARIES, reason="no PostgreSQL server is installed")
 
@@ -100,7 +100,7 @@ def test_rows_come_back_from_postgresql_with_all_their_digits(url: str, tmp_path
     with open_log(url, tmp_path / "outbox") as log:
         log.append(rows)
         assert log.append(rows[:1]) == [rows[0].row_id]
-    assert [logged.row.columns() for logged in read_log(url)] == [row.columns() for row in rows]
+    assert [prediction.row.columns() for prediction in read_log(url)] == [row.columns() for row in rows]
     assert add_outcome(url, prediction_id=rows[1].row_id, diagnosis="mel", source="histopathology")
     assert verify_log(url).n_rows == 4
     assert export_log(url, tmp_path / "log.csv") == 3

@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def ids_of(path: str) -> list[str]:
-    return [logged.row.row_id for logged in read_log(path)]
+    return [prediction.row.row_id for prediction in read_log(path)]
 
 
 def check_acknowledged(path: str, acknowledged: list[str]) -> int:
@@ -74,10 +74,10 @@ def test_threads_share_commits_and_each_request_stays_together(path: str) -> Non
         status = log.status
     assert ids == [[row.row_id for row in rows] for rows in requests]
     assert (status.n_rows, status.n_outbox) == (120, 0) and 0 < status.n_commits <= 40 and status.seconds > 0
-    written = ids_of(path)
-    assert sorted(written) == sorted(row_id for request in ids for row_id in request)
-    positions = [written.index(request[0]) for request in ids]
-    assert all(written[first : first + 3] == request for first, request in zip(positions, ids, strict=True))
+    row_ids = ids_of(path)
+    assert sorted(row_ids) == sorted(row_id for request in ids for row_id in request)
+    positions = [row_ids.index(request[0]) for request in ids]
+    assert all(row_ids[first : first + 3] == request for first, request in zip(positions, ids, strict=True))
     assert verify_log(path).n_rows == 120
 
 

@@ -117,14 +117,14 @@ def table_of(run: Path) -> pd.DataFrame:
     return pd.read_csv(run / "heat_maps" / "heat_maps.csv", keep_default_na=False)
 
 
-def shown(run: Path) -> RunHeatMaps | None:
+def report_maps(run: Path) -> RunHeatMaps | None:
     return read_heat_maps(RunFolder(run))
 
 
-def corner_mass(run: Path, name: str, side: int = 24) -> tuple[float, float]:
+def corner_mass(run: Path, name: str, size: int = 24) -> tuple[float, float]:
     """Return which parts of a saved map lie in the top left and in the bottom right corner of its image."""
     grey = np.asarray(Image.open(run / "heat_maps" / name).convert("LA"), dtype=np.float64)[..., 0]
-    edge = side * len(grey) // SIZE
+    edge = size * len(grey) // SIZE
     return float(grey[:edge, :edge].sum() / grey.sum()), float(grey[-edge:, -edge:].sum() / grey.sum())
 
 
@@ -221,9 +221,9 @@ def test_the_same_bytes_twice_and_nothing_anew_for_the_same_answers(
         update_heat_maps(run, photographs)
     assert contents(run / "heat_maps") == before, "those with masks stay"
     stamp = (run / "heat_maps" / "heat_maps.json").stat().st_mtime_ns
-    said: list[str] = []
-    update_heat_maps(run, photographs, masks=run.parent, device="cpu", progress=dk.Progress(say=said.append))
-    assert said == [f"warning: {run.parent}: holds no mask of these images that can be used"], (
+    lines: list[str] = []
+    update_heat_maps(run, photographs, masks=run.parent, device="cpu", progress=dk.Progress(say=lines.append))
+    assert lines == [f"warning: {run.parent}: holds no mask of these images that can be used"], (
         "made anew for masks"
     )
     assert (run / "heat_maps" / "heat_maps.json").stat().st_mtime_ns > stamp
@@ -252,10 +252,10 @@ def test_a_run_without_its_images_says_so_and_keeps_what_it_has(run: Path) -> No
     before = contents(run / "heat_maps")
     update_heat_maps(run, None)
     assert contents(run / "heat_maps") == before
-    heat_maps = shown(run)
+    heat_maps = report_maps(run)
     assert heat_maps is not None and all(item.overlay_uri for item in (*heat_maps.mistakes, *heat_maps.hits))
     shutil.rmtree(run / "heat_maps")
-    assert shown(run) is None
+    assert report_maps(run) is None
     update_heat_maps(run, run / "nowhere")
     html = dk.report(run).read_text()
     assert (
@@ -265,15 +265,15 @@ def test_a_run_without_its_images_says_so_and_keeps_what_it_has(run: Path) -> No
 
 
 def test_an_image_that_cannot_be_read_any_more_is_said(run: Path, tmp_path: Path) -> None:
-    root, said = save_photographs(tmp_path / "photographs"), list[str]()
+    root, lines = save_photographs(tmp_path / "photographs"), list[str]()
     (root / "nevus" / "0.png").write_bytes(b"no image")
     (root / "melanoma" / "5.png").unlink()
     shutil.rmtree(run / "heat_maps")
-    update_heat_maps(run, root, device="cpu", progress=dk.Progress(say=said.append))
+    update_heat_maps(run, root, device="cpu", progress=dk.Progress(say=lines.append))
     notes = table_of(run).set_index("image_id")["note"]
     assert notes["nevus/0"] == "The image cannot be read any more (not an image)." and "(missing)" in notes[MISSED]
-    assert not HEAT_MAPS.read(run / "heat_maps")["is_complete"] and len(said) == 2
-    heat_maps = shown(run)
+    assert not HEAT_MAPS.read(run / "heat_maps")["is_complete"] and len(lines) == 2
+    heat_maps = report_maps(run)
     assert heat_maps is not None
     assert [bool(item.overlay_uri) for item in heat_maps.mistakes] == [False, False, True]
     update_heat_maps(run, save_photographs(root), device="cpu")
@@ -289,19 +289,19 @@ def write_facts(run: Path, root: Path, *, ages: str = "") -> None:
 
 
 def test_an_image_that_was_replaced_since_its_answer_has_no_map(run: Path, tmp_path: Path) -> None:
-    root, said = save_photographs(tmp_path / "photographs"), list[str]()
+    root, lines = save_photographs(tmp_path / "photographs"), list[str]()
     unknown = f"Whether {3 + MAX_HITS} images shown here changed since the answers is not known"
     assert any(unknown in text for text in HEAT_MAPS.read(run / "heat_maps")["sentences"]), "no attributes.csv"
     write_facts(run, root)
     Image.fromarray(photograph(99, BOTTOM_RIGHT)).save(root / "nevus" / "0.png")
     shutil.rmtree(run / "heat_maps")
-    update_heat_maps(run, root, device="cpu", progress=dk.Progress(say=said.append))
+    update_heat_maps(run, root, device="cpu", progress=dk.Progress(say=lines.append))
     table = table_of(run).set_index("image_id")
     assert table["note"]["nevus/0"].startswith("The file holds another image than the one that was scored")
     assert table.index[table["overlay"] == ""].tolist() == ["nevus/0"] and not table["picture"]["nevus/0"]
     document = HEAT_MAPS.read(run / "heat_maps")
     assert not document["is_complete"] and not any("not known" in text for text in document["sentences"])
-    assert said == ["warning: no heat map of nevus/0: its file holds another image than was scored"]
+    assert lines == ["warning: no heat map of nevus/0: its file holds another image than was scored"]
     assert "holds another image than the one that was scored" in dk.report(run).read_text()
     shutil.rmtree(run / "heat_maps")
     page = report.write_report(run, images_root=root).read_text()
@@ -317,13 +317,13 @@ def test_a_net_with_metadata_is_mapped_with_those_that_its_answers_had(
     shutil.rmtree(run / "model")
     save_linear_model(run / "model", has_metadata=True)
     METRICS.write(run, {"classes": NAMES, "positive": ["melanoma"], "splits": {"test": {}}})
-    given: list[Any] = []
+    calls: list[Any] = []
 
     def spy(which: str) -> Any:
         original = getattr(model_maps.ModelExplainer, which)
 
         def call(self: Any, inputs: Any, target: Any, shape: Any, metadata: Any = None) -> Any:
-            given.append(None if metadata is None else metadata["age"].tolist())
+            calls.append(None if metadata is None else metadata["age"].tolist())
             return original(self, inputs, target, shape, metadata)
 
         return call
@@ -332,18 +332,18 @@ def test_a_net_with_metadata_is_mapped_with_those_that_its_answers_had(
         monkeypatch.setattr(model_maps.ModelExplainer, name, spy(name))
     update_heat_maps(run, photographs, device="cpu")
     document = HEAT_MAPS.read(run / "heat_maps")
-    assert set(map(str, given)) == {"None"} and document["unknown_metadata"] == ["age", "sex", "site"]
+    assert set(map(str, calls)) == {"None"} and document["unknown_metadata"] == ["age", "sex", "site"]
     assert any("the maps are with them unknown, since this run" in text for text in document["sentences"])
-    given.clear()
+    calls.clear()
     write_facts(run, photographs, ages="70")
     update_heat_maps(run, photographs, device="cpu")  # the same answers: made again with what was missing
     document = HEAT_MAPS.read(run / "heat_maps")
-    assert len(given) == 2 * len(table_of(run)) and all(ages == ["70"] for ages in given)
+    assert len(calls) == 2 * len(table_of(run)) and all(ages == ["70"] for ages in calls)
     assert document["is_complete"] and document["unknown_metadata"] == []
     assert any("each map is of the image with its own, as its answer is" in text for text in document["sentences"])
-    given.clear()
+    calls.clear()
     update_heat_maps(run, photographs, device="cpu")
-    assert not given, "nothing better can be made"
+    assert not calls, "nothing better can be made"
 
 
 def test_an_image_outside_the_folder_is_not_opened(run: Path, photographs: Path) -> None:
@@ -362,21 +362,21 @@ def test_a_net_that_cannot_be_explained_ends_no_run(
 
     monkeypatch.setattr(model_maps.ModelExplainer, "map_image", fail)
     shutil.rmtree(run / "heat_maps")
-    said: list[str] = []
-    update_heat_maps(run, photographs, progress=dk.Progress(say=said.append))
-    heat_maps = shown(run)
+    lines: list[str] = []
+    update_heat_maps(run, photographs, progress=dk.Progress(say=lines.append))
+    heat_maps = report_maps(run)
     assert heat_maps is not None and heat_maps.reason == "they could not be made: out of memory"
-    assert "warning: no heat maps: they could not be made: out of memory" in said
+    assert "warning: no heat maps: they could not be made: out of memory" in lines
 
 
 def test_what_was_deleted_is_made_again_and_a_broken_model_ends_nothing(run: Path, photographs: Path) -> None:
     (run / "heat_maps" / "heat_maps.csv").unlink()
-    assert shown(run) is None
+    assert report_maps(run) is None
     update_heat_maps(run, photographs, device="cpu")
     assert len(table_of(run)) == 3 + MAX_HITS
     (run / "model" / "SHA256SUMS").unlink()
     update_heat_maps(run, photographs, device="cpu")
-    heat_maps = shown(run)
+    heat_maps = report_maps(run)
     assert heat_maps is not None and "SHA256SUMS is missing" in heat_maps.reason
 
 
@@ -384,7 +384,7 @@ def test_without_captum_a_run_has_none(run: Path, photographs: Path, monkeypatch
     monkeypatch.setattr(run_maps.importlib.util, "find_spec", lambda _name: None)  # type: ignore[attr-defined]
     shutil.rmtree(run / "heat_maps")
     update_heat_maps(run, photographs)
-    heat_maps = shown(run)
+    heat_maps = report_maps(run)
     assert heat_maps is not None and "captum is not installed" in heat_maps.reason
 
 
@@ -477,16 +477,16 @@ def test_without_heat_maps(run: Path, photographs: Path, invoke: Invoke) -> None
 def test_the_option_of_train_reaches_the_run(
     binary: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[dk.RunSettings] = []
+    settings_list: list[dk.RunSettings] = []
 
     def train(*_args: object, settings: dk.RunSettings, **_options: object) -> Path:
-        seen.append(settings)
+        settings_list.append(settings)
         raise UsageError("seen")
 
     monkeypatch.setattr(dk, "train", train)
     invoke("train", "demo", binary, "--no-heat-maps")
     invoke("train", "demo", binary)
-    assert [settings.heat_maps for settings in seen] == [False, True]
+    assert [settings.heat_maps for settings in settings_list] == [False, True]
 
 
 def test_a_training_ends_with_heat_maps_of_its_test_images(trained: Path) -> None:
@@ -506,7 +506,7 @@ def test_a_page_takes_no_file_from_elsewhere_and_no_style(run: Path) -> None:
     document = json.loads((run / "heat_maps" / "heat_maps.json").read_text())
     document["colours"] = "red); background: url(https://example.org"
     (run / "heat_maps" / "heat_maps.json").write_text(json.dumps(document))
-    heat_maps = shown(run)
+    heat_maps = report_maps(run)
     assert heat_maps is not None and heat_maps.colours == "" and heat_maps.mistakes[0].picture_uri == ""
     assert heat_maps.mistakes[1].picture_uri.startswith("data:image/jpeg;base64,")
 

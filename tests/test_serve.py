@@ -25,7 +25,7 @@ from corner_net import save_corner_model
 from dermkit.prediction_log.read import read_log
 from dermkit.prediction_log.verify import verify_log
 from dermkit.serving.key_file import make_key, revoke_key
-from served import FORM_TYPE, form, photo
+from server_parts import FORM_TYPE, form, photo
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
@@ -80,7 +80,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 def check_log(log: str, answer: Any) -> None:
     """Check that the log of a server that runs holds what it answered."""
-    rows = [logged.row for logged in read_log(log)]
+    rows = [prediction.row for prediction in read_log(log)]
     assert verify_log(log).n_rows == len(rows)
     for row, image in zip(rows, answer["images"], strict=True):
         assert (row.row_id, row.request_id) == (image["prediction_id"], answer["request_id"])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from corner_net import save_corner_model
 from dermkit.serving.problems import PROBLEM_TYPE, ProblemCode
 from dermkit.serving.rules import API_RULES
-from served import BOUNDARY, FORM_TYPE, Reply, form, photo, run, served
+from server_parts import BOUNDARY, FORM_TYPE, Reply, form, open_server, photo, run
 
 PATHS = [rule.path for rule in API_RULES]
 HEADER_NAMES = [
@@ -42,7 +42,7 @@ PIECES = st.one_of(
 def ask() -> Iterator[Callable[..., Reply]]:
     """Return a function that asks one server, on one event loop."""
     with asyncio.Runner() as runner:
-        context = served()
+        context = open_server()
         client = runner.run(context.__aenter__())
         yield lambda *args, **headers: runner.run(client.ask(*args, **headers))
         runner.run(context.__aexit__(None, None, None))
@@ -75,7 +75,7 @@ def test_an_image_is_held_in_memory_and_in_no_file(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(f"tempfile.{name}", refuse)
 
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             assert (await client.post("/v1/predict", form(bytes(5_000_000)))).status == 200
 
     run(check())

@@ -16,7 +16,7 @@ from dermkit.serving.auth import KeyGuard, KeyRing
 from dermkit.serving.key_file import ApiKey, make_key, parse_key, read_keys, revoke_key, rotate_key
 from dermkit.serving.problems import Problem, ProblemCode
 from dermkit.serving.rules import Scope
-from served import run
+from server_parts import run
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from dermkit.serving.key_file import make_key
 from dermkit.serving.problems import PROBLEM_KINDS, PROBLEM_TYPE, ProblemCode
 from dermkit.serving.recorder import ExplainRecord, PredictionRecord, PredictionRecorder
 from dermkit.serving.settings import MEBIBYTE, ServeLimits, ServeSettings
-from served import BOUNDARY, FORM_TYPE, QuickWorker, Reply, form, run, served
+from server_parts import BOUNDARY, FORM_TYPE, QuickWorker, Reply, form, open_server, run
 
 HUGE = 300 * MEBIBYTE
 PATH = re.compile(rb"[\s\"'(]/\w|\\\\|\.py\b")
@@ -44,7 +44,7 @@ def check_problem(reply: Reply, code: ProblemCode) -> None:
 
 def test_images_are_answered_in_order_and_refused_ones_beside_the_others() -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             images = [b"one", b"broken two", b"three"]
             reply = await client.post("/v1/predict", form(*images))
             assert reply.status == 200, reply
@@ -63,7 +63,7 @@ def test_images_are_answered_in_order_and_refused_ones_beside_the_others() -> No
 
 def test_an_image_that_is_refused_alone_is_a_problem_of_the_request_and_not_of_the_server() -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             reply = await client.post("/v1/predict", form(b"broken"))
             check_problem(reply, ProblemCode.IMAGE_REFUSED)
             assert reply.json["images"][0]["refusal"]["reason"] == "broken"
@@ -93,7 +93,7 @@ def test_an_image_that_is_refused_alone_is_a_problem_of_the_request_and_not_of_t
 )
 def test_headers_alone_are_enough_to_refuse(headers: dict[str, str | None], code: ProblemCode) -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             reply = await client.ask(
                 "POST", "/v1/predict", endless(), headers={"content-type": FORM_TYPE, **headers}
             )
@@ -105,7 +105,7 @@ def test_headers_alone_are_enough_to_refuse(headers: dict[str, str | None], code
 
 def test_a_page_behind_a_proxy_may_ask_under_the_name_that_was_given() -> None:
     async def check() -> None:
-        async with served(allowed_hosts=("Lesions.Example.org",)) as client:
+        async with open_server(allowed_hosts=("Lesions.Example.org",)) as client:
             for host in ("localhost:8000", "lesions.example.org"):
                 reply = await client.post(
                     "/v1/predict", form(b"one"), host=host, origin="https://lesions.example.org"
@@ -117,7 +117,7 @@ def test_a_page_behind_a_proxy_may_ask_under_the_name_that_was_given() -> None:
 
 def test_head_is_get_without_a_body() -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             reply = await client.ask("HEAD", "/health")
             assert (reply.status, reply.headers["content-length"]) == (200, "18")
             assert (await client.ask("HEAD", "/v1/predict")).status == 405
@@ -127,9 +127,13 @@ def test_head_is_get_without_a_body() -> None:
 
 def test_a_page_of_the_server_itself_may_ask() -> None:
     async def check() -> None:
-        async with served() as client:
-            own = {"host": "localhost:8000", "origin": "http://localhost:8000", "sec_fetch_site": "same-origin"}
-            assert (await client.post("/v1/predict", form(b"one"), **own)).status == 200
+        async with open_server() as client:
+            same_origin = {
+                "host": "localhost:8000",
+                "origin": "http://localhost:8000",
+                "sec_fetch_site": "same-origin",
+            }
+            assert (await client.post("/v1/predict", form(b"one"), **same_origin)).status == 200
 
     run(check())
 
@@ -148,7 +152,7 @@ def test_a_page_of_the_server_itself_may_ask() -> None:
 )
 def test_other_paths_and_methods_are_refused(method: str, path: str, code: ProblemCode) -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             reply = await client.ask(method, path, endless())
             check_problem(reply, code)
             assert reply.n_read == 0
@@ -159,7 +163,7 @@ def test_other_paths_and_methods_are_refused(method: str, path: str, code: Probl
 
 def test_a_body_where_none_is_taken_is_refused() -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             for headers in ({"content-length": "5"}, {"transfer-encoding": "chunked"}):
                 reply = await client.ask("GET", "/v1/model", endless(), headers=headers)
                 check_problem(reply, ProblemCode.TOO_LARGE)
@@ -198,7 +202,7 @@ def test_a_body_without_a_length_is_refused_where_it_becomes_too_much(
     first: bytes, limits: ServeLimits, code: ProblemCode
 ) -> None:
     async def check() -> None:
-        async with served(limits=limits) as client:
+        async with open_server(limits=limits) as client:
             headers = {"content-type": FORM_TYPE, "transfer-encoding": "chunked"}
             reply = await client.ask("POST", "/v1/predict", endless(first=first), headers=headers)
             check_problem(reply, code)
@@ -209,7 +213,7 @@ def test_a_body_without_a_length_is_refused_where_it_becomes_too_much(
 
 def test_bytes_that_were_refused_are_no_longer_counted() -> None:
     async def check() -> None:
-        async with served(limits=ServeLimits(max_buffered_bytes=150_000)) as client:
+        async with open_server(limits=ServeLimits(max_buffered_bytes=150_000)) as client:
             for _ in range(5):
                 reply = await client.post("/v1/predict", form(bytes(100_000)))
                 assert reply.status == 200
@@ -229,7 +233,7 @@ def test_a_slow_body_is_ended_and_a_steady_one_is_not() -> None:
             await asyncio.sleep(50 / rate)
 
     async def check() -> None:
-        async with served(limits=limits) as client:
+        async with open_server(limits=limits) as client:
             headers = {"content-type": FORM_TYPE}
             check_problem(
                 await client.ask("POST", "/v1/predict", trickle(200), headers=headers), ProblemCode.TOO_SLOW
@@ -245,7 +249,7 @@ def test_a_slow_body_is_ended_and_a_steady_one_is_not() -> None:
 )
 def test_a_broken_form_is_a_problem_of_the_request(body: bytes) -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             reply = await client.post("/v1/predict", body)
             assert reply.status in (400, 422), reply
             assert not client.worker.batches
@@ -255,7 +259,7 @@ def test_a_broken_form_is_a_problem_of_the_request(body: bytes) -> None:
 
 def test_a_form_without_images_and_a_type_without_a_boundary_are_refused() -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             check_problem(await client.post("/v1/predict", form()), ProblemCode.FIELD_NOT_VALID)
             reply = await client.post("/v1/predict", form(b"1"), content_type="multipart/form-data")
             check_problem(reply, ProblemCode.BAD_REQUEST)
@@ -269,7 +273,7 @@ def test_a_form_without_images_and_a_type_without_a_boundary_are_refused() -> No
 def test_a_full_queue_refuses_at_once_and_answers_what_it_took() -> None:
     async def check() -> None:
         go = threading.Event()
-        async with served(limits=ServeLimits(max_images=2, max_waiting=4)) as client:
+        async with open_server(limits=ServeLimits(max_images=2, max_waiting=4)) as client:
             client.worker.wait = lambda: go.wait(30)
             waiting = [asyncio.create_task(client.post("/v1/predict", form(b"1", b"2"))) for _ in range(2)]
             while client.state.queue.n_waiting < 4:
@@ -300,7 +304,7 @@ def test_of_requests_that_come_at_one_time_only_as_many_are_read_as_find_room(
     async def check() -> None:
         monkeypatch.setattr(limits, "_UPLOAD_SECONDS", 20.0)
         wait = asyncio.Event()
-        async with served(limits=ServeLimits(max_images=1, max_waiting=4)) as client:
+        async with open_server(limits=ServeLimits(max_images=1, max_waiting=4)) as client:
             headers = {"content-type": FORM_TYPE}
 
             def ask() -> asyncio.Task[Reply]:
@@ -333,7 +337,7 @@ def test_of_requests_that_come_at_one_time_only_as_many_are_read_as_find_room(
 def test_images_of_several_requests_are_scored_together() -> None:
     async def check() -> None:
         go = threading.Event()
-        async with served() as client:
+        async with open_server() as client:
             client.worker.wait = lambda: go.wait(30)
             first = asyncio.create_task(client.post("/v1/predict", form(b"0")))
             while not client.worker.batches:
@@ -354,16 +358,16 @@ def test_images_of_several_requests_are_scored_together() -> None:
 def test_a_client_that_leaves_gives_its_places_up() -> None:
     async def check() -> None:
         go = threading.Event()
-        async with served() as client:
+        async with open_server() as client:
             client.worker.wait = lambda: go.wait(30)
             first = asyncio.create_task(client.post("/v1/predict", form(b"1")))
             while not client.worker.batches:
                 await asyncio.sleep(0.01)
-            gone = asyncio.create_task(client.post("/v1/predict", form(b"2", b"3")))
+            request_task = asyncio.create_task(client.post("/v1/predict", form(b"2", b"3")))
             while client.state.queue.n_waiting < 3:
                 await asyncio.sleep(0.01)
-            gone.cancel()
-            await asyncio.wait([gone])
+            request_task.cancel()
+            await asyncio.wait([request_task])
             go.set()
             assert (await first).status == 200
             assert (await client.post("/v1/predict", form(b"4"))).status == 200
@@ -375,7 +379,7 @@ def test_a_client_that_leaves_gives_its_places_up() -> None:
 def test_a_server_that_stops_answers_what_it_took_and_takes_no_more() -> None:
     async def check() -> None:
         go = threading.Event()
-        async with served() as client:
+        async with open_server() as client:
             client.worker.wait = lambda: go.wait(30)
             accepted = asyncio.create_task(client.post("/v1/predict", form(b"1")))
             while not client.worker.batches:
@@ -401,7 +405,7 @@ def test_without_a_right_key_nothing_of_a_body_is_read(tmp_path: Path) -> None:
     wrong = right[:-4] + "AAAA"
 
     async def check() -> None:
-        async with served(keys=path) as client:
+        async with open_server(keys=path) as client:
             for authorization, code in (
                 (None, ProblemCode.KEY_MISSING),
                 ("Basic YTpi", ProblemCode.KEY_MISSING),
@@ -449,16 +453,16 @@ def test_a_fault_is_a_problem_without_a_traceback_and_the_log_has_no_names(
     recorder: PredictionRecorder = Recorder()
 
     async def check() -> None:
-        async with served(recorder=recorder) as client:
+        async with open_server(recorder=recorder) as client:
             check_problem(await client.post("/v1/predict", form(b"1")), ProblemCode.NOT_LOGGED)
 
         class Broken(QuickWorker):
             def run(self, jobs: Any, deliver: Any) -> None:
                 raise RuntimeError(f"/srv/jane/lesion.jpg {jobs} {deliver}")
 
-        async with served(worker=Broken()) as client:
+        async with open_server(worker=Broken()) as client:
             check_problem(await client.post("/v1/predict", form(b"1")), ProblemCode.FAULT)
-        async with served() as client:
+        async with open_server() as client:
             client.state.queue = None  # type: ignore[assignment]
             check_problem(await client.post("/v1/predict", form(b"1")), ProblemCode.FAULT)
             await client.ask("GET", "/Jane?key=dk_1")
@@ -490,7 +494,7 @@ def test_every_prediction_is_recorded_before_it_is_given(tmp_path: Path) -> None
             raise AssertionError(f"no heat map was asked for: {record}")
 
     async def check() -> None:
-        async with served(keys=path, recorder=Recorder()) as client:
+        async with open_server(keys=path, recorder=Recorder()) as client:
             body = form(b"1", b"broken", device="X100")
             reply = await client.post("/v1/predict", body, authorization=f"Bearer {text}")
             (record,) = records
@@ -527,10 +531,10 @@ def test_every_prediction_is_recorded_before_it_is_given(tmp_path: Path) -> None
 )
 def test_metadata_are_checked_before_anything_is_scored(text: str, is_taken: bool) -> None:
     async def check() -> None:
-        async with served(facts={"metadata_fields": ["age", "sex", "site"]}) as client:
+        async with open_server(facts={"metadata_fields": ["age", "sex", "site"]}) as client:
             reply = await client.post("/v1/predict", form(b"1", metadata=text))
             assert reply.status == (200 if is_taken else 422), reply
-        async with served() as client:
+        async with open_server() as client:
             check_problem(await client.post("/v1/predict", form(b"1", metadata=text)), ProblemCode.FIELD_NOT_VALID)
 
     run(check())
@@ -541,7 +545,7 @@ def test_metadata_are_checked_before_anything_is_scored(text: str, is_taken: boo
 )
 def test_explain_takes_one_image_and_classes_of_the_model(fields: dict[str, str]) -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             body = form(b"1", field_name="image", **fields)
             check_problem(await client.post("/v1/explain", body), ProblemCode.FIELD_NOT_VALID)
             check_problem(await client.post("/v1/explain", form(b"1", b"2")), ProblemCode.FIELD_NOT_VALID)
@@ -555,7 +559,7 @@ def test_explain_takes_one_image_and_classes_of_the_model(fields: dict[str, str]
 
 def test_openapi_has_the_closed_set_of_problems_and_no_page_is_loaded_from_elsewhere() -> None:
     async def check() -> None:
-        async with served() as client:
+        async with open_server() as client:
             document = (await client.ask("GET", "/openapi.json")).json
             operation = document["paths"]["/v1/predict"]["post"]
             codes = {

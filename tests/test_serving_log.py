@@ -35,7 +35,7 @@ from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker_process import Deliver
 from prediction_log_tools import locked, nowhere_to_write, prediction_row
-from served import MODEL_FACTS, Client, QuickWorker, Reply, form, run, scored
+from server_parts import MODEL_FACTS, Client, QuickWorker, Reply, form, image_result, run
 
 MODEL = {**MODEL_FACTS["model"], "model_key": "ab" * 32, "preprocessing_sha256": "cd" * 32, "version": "0.1.0"}
 STATISTICS = asdict(ImageStatistics(600, 450, 180.5, 140.25, 130.0, 20.0, 21.0, 22.0, None))
@@ -67,7 +67,7 @@ class FullWorker(QuickWorker):
             if job.data.startswith(b"broken"):
                 deliver(index, {"refusal": {"reason": "truncated", "detail": "Jane Doe 1970.jpg"}})
                 continue
-            answer = scored(job.data)
+            answer = image_result(job.data)
             for one in answer["classes"]:
                 one["calibrated_probability"] = one["probability"]
             pixels = job.data.hex().rjust(64, "0")[:64]
@@ -117,10 +117,10 @@ def test_a_row_for_each_image_before_the_answer(path: str) -> None:
                 return dict(reply.json)
 
     answer = run(main())
-    rows = [logged.row for logged in read_log(path)]
+    rows = [prediction.row for prediction in read_log(path)]
     assert [row.row_id for row in rows] == [image["prediction_id"] for image in answer["images"]]
     assert {row.request_id for row in rows} == {answer["request_id"]}
-    first, refused, third = rows
+    first, refusal, third = rows
     classes = answer["images"][0]["classes"]
     assert first.probabilities == {one["name"]: one["probability"] for one in classes}
     assert (
@@ -132,7 +132,7 @@ def test_a_row_for_each_image_before_the_answer(path: str) -> None:
     assert (first.p_value, first.outside_training_distribution) == (0.01, True)
     assert first.statistics is not None and asdict(first.statistics) == STATISTICS
     assert (first.site, first.device, third.age_group) == ("back", "A", "40-49")
-    assert refused.refusal_reason == "truncated" and not refused.predicted and not refused.pixel_sha256
+    assert refusal.refusal_reason == "truncated" and not refusal.predicted and not refusal.pixel_sha256
     assert verify_log(path).n_rows == 3
     data = b"".join(file.read_bytes() for file in Path(path).parent.iterdir() if file.is_file())
     assert b"Jane" not in data, "neither the name of the file nor the detail of a refusal is written"
@@ -150,7 +150,7 @@ def test_the_answered_class_is_logged_and_counted(path: str, monkeypatch: pytest
                 return client.state.metrics.text().decode()
 
     text = run(main())
-    assert [logged.row.predicted for logged in read_log(path)] == ["calibrated"]
+    assert [prediction.row.predicted for prediction in read_log(path)] == ["calibrated"]
     assert 'dermkit_predictions_total{class_name="calibrated"} 1.0' in text
 
 
@@ -178,7 +178,7 @@ def test_a_request_of_refused_images_has_its_rows_too(path: str) -> None:
                 assert (await client.post("/v1/predict", form(b"broken"))).status == 422
 
     run(main())
-    assert [logged.row.refusal_reason for logged in read_log(path)] == ["truncated"]
+    assert [prediction.row.refusal_reason for prediction in read_log(path)] == ["truncated"]
 
 
 def test_a_heat_map_names_a_class_and_has_its_row(path: str) -> None:
@@ -194,11 +194,11 @@ def test_a_heat_map_names_a_class_and_has_its_row(path: str) -> None:
                     assert (reply.status, reply.json["code"]) == (503, "not_logged")
 
     run(main())
-    first, refused = [logged.row for logged in read_log(path, route="explain")]
+    first, refusal = [prediction.row for prediction in read_log(path, route="explain")]
     assert (first.predicted, first.probabilities, first.pixel_sha256) == (
         "nevus", {"nevus": 0.75, "melanoma": 0.25}, "12" * 32,
     )  # fmt: skip
-    assert refused.refusal_reason == "truncated"
+    assert refusal.refusal_reason == "truncated"
     assert list(read_log(path, route="predict")) == []
 
 
@@ -213,10 +213,10 @@ def test_while_nothing_can_be_written_the_server_is_not_ready(path: str, monkeyp
                 with nowhere_to_write(path):
                     reply = await until_ready(client, status=503)
                     assert reply.json["reasons"] == ["the prediction log cannot be written"]
-                    refused = await client.post("/v1/predict", form(b"one"))
-                    assert (refused.status, refused.json["code"]) == (503, "not_logged")
-                    assert refused.n_read == 0 and not client.worker.batches, "no work was begun"
-                    assert refused.headers["retry-after"] == "2"
+                    refusal = await client.post("/v1/predict", form(b"one"))
+                    assert (refusal.status, refusal.json["code"]) == (503, "not_logged")
+                    assert refusal.n_read == 0 and not client.worker.batches, "no work was begun"
+                    assert refusal.headers["retry-after"] == "2"
                     assert (await client.ask("GET", "/health")).status == 200
                 await until_ready(client)
                 assert (await client.post("/v1/predict", form(b"one"))).status == 200
@@ -298,9 +298,9 @@ def test_what_the_model_is_told_of_an_image_is_its_group_too(
      json.dumps({"site": "x" * 65}), "[" * 100_000],
 )  # fmt: skip
 def test_groups_that_the_log_does_not_take_are_refused(path: str, text: str) -> None:
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(Problem) as failure:
         parse_groups(text, 1)
-    assert caught.value.code is ProblemCode.FIELD_NOT_VALID
+    assert failure.value.code is ProblemCode.FIELD_NOT_VALID
 
 
 def test_wrong_groups_are_no_fault_of_the_log(path: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dermkit.prediction_log.writer import open_log
-from served import FORM_TYPE, form
+from server_parts import FORM_TYPE, form
 from test_prediction_log_writer import check_acknowledged, wait_until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL as POSIX has it")
@@ -64,9 +64,9 @@ def run_kills(folder: Path, n_kills: int) -> list[str]:
     `kills.json` in the folder holds them after each kill, so that a campaign that was stopped goes on.
     """
     log, record = str(folder / "log.sqlite"), folder / "kills.json"
-    done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"n_kills": 0, "ids": []}
-    acknowledged: list[str] = done["ids"]
-    for kill in range(done["n_kills"], n_kills):
+    progress: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"n_kills": 0, "ids": []}
+    acknowledged: list[str] = progress["ids"]
+    for kill in range(progress["n_kills"], n_kills):
         generator = random.Random(kill)
         process, port = start_server(SERVER, log)
         stop = threading.Event()

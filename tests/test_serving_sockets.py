@@ -21,7 +21,7 @@ from dermkit.serving.routes import ServerState
 from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.server import server_config
 from dermkit.serving.settings import MEBIBYTE, ServeLimits, ServeSettings
-from served import FORM_TYPE, QuickWorker, form
+from server_parts import FORM_TYPE, QuickWorker, form
 
 LIMITS = ServeLimits(
     header_seconds=0.6, body_seconds=0.6, min_body_rate=10_000, idle_seconds=1, max_connections=40, stop_seconds=5
@@ -30,7 +30,7 @@ GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @dataclass
-class Served:
+class ServerThread:
     """A running server: its port, how many bytes it has read, and its worker."""
 
     port: int
@@ -44,7 +44,7 @@ class Served:
 @contextlib.contextmanager
 def running(
     patch: pytest.MonkeyPatch, *, keys: Path | None = None, limits: ServeLimits = LIMITS
-) -> Iterator[Served]:
+) -> Iterator[ServerThread]:
     """Run a server in a thread."""
     settings, worker, n_read = ServeSettings(model=Path("m"), keys=keys, limits=limits), QuickWorker(), [0]
     receive = GuardedProtocol.data_received
@@ -64,14 +64,14 @@ def running(
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield Served(port, lambda: n_read[0], worker)
+        yield ServerThread(port, lambda: n_read[0], worker)
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
+def server() -> Iterator[ServerThread]:
     """Return a running server."""
     with pytest.MonkeyPatch.context() as patch, running(patch) as one:
         yield one
@@ -112,7 +112,7 @@ def post_head(length: int | None = None, *extra: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def test_one_connection_takes_several_requests_and_then_idles_out(server: Served) -> None:
+def test_one_connection_takes_several_requests_and_then_idles_out(server: ServerThread) -> None:
     with server.connect() as connection:
         for _ in range(2):
             connection.sendall(GET)
@@ -129,7 +129,7 @@ def test_one_connection_takes_several_requests_and_then_idles_out(server: Served
         assert is_closed(connection, seconds=10)
 
 
-def test_a_client_that_closes_its_end_still_gets_its_answer(server: Served) -> None:
+def test_a_client_that_closes_its_end_still_gets_its_answer(server: ServerThread) -> None:
     with server.connect() as connection:
         body = form(b"one")
         connection.sendall(post_head(len(body)) + body)
@@ -146,7 +146,7 @@ def test_a_client_that_closes_its_end_still_gets_its_answer(server: Served) -> N
         [GET, b"GET /health HTT"],
     ],
 )
-def test_headers_that_do_not_come_are_not_waited_for(server: Served, pieces: list[bytes]) -> None:
+def test_headers_that_do_not_come_are_not_waited_for(server: ServerThread, pieces: list[bytes]) -> None:
     with server.connect() as connection:
         start_time = time.monotonic()
         connection.sendall(pieces[0])
@@ -162,7 +162,7 @@ def test_headers_that_do_not_come_are_not_waited_for(server: Served, pieces: lis
         assert time.monotonic() - start_time < 10
 
 
-def test_late_headers_get_a_problem(server: Served) -> None:
+def test_late_headers_get_a_problem(server: ServerThread) -> None:
     with server.connect() as connection:
         connection.sendall(b"GET /hea")
         status, headers, body = read_reply(connection)
@@ -172,7 +172,7 @@ def test_late_headers_get_a_problem(server: Served) -> None:
 
 
 @pytest.mark.parametrize("length", [100_000, None])
-def test_a_body_that_trickles_is_ended(server: Served, length: int | None) -> None:
+def test_a_body_that_trickles_is_ended(server: ServerThread, length: int | None) -> None:
     with server.connect() as connection:
         start = form(b"").rsplit(b"\r\n--", 1)[0]
         connection.sendall(post_head(length) + (start if length else b"%x\r\n%s\r\n" % (len(start), start)))
@@ -216,7 +216,7 @@ def test_two_hundred_slow_sockets_do_not_shut_others_out(monkeypatch: pytest.Mon
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"X: a\r\n" * 150 + b"\r\n", 431),
     ],
 )
-def test_what_is_no_request_gets_a_problem(server: Served, data: bytes, status: int) -> None:
+def test_what_is_no_request_gets_a_problem(server: ServerThread, data: bytes, status: int) -> None:
     with server.connect() as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(data)
@@ -245,12 +245,12 @@ def test_of_a_huge_body_without_a_key_hardly_anything_is_read(
 def test_one_connection_too_many_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = ServeLimits(max_connections=3)
     with running(monkeypatch, limits=limits) as server, contextlib.ExitStack() as stack:
-        taken = [stack.enter_context(server.connect()) for _ in range(3)]
-        taken[0].sendall(GET)
-        assert read_reply(taken[0])[0] == 200
+        connections = [stack.enter_context(server.connect()) for _ in range(3)]
+        connections[0].sendall(GET)
+        assert read_reply(connections[0])[0] == 200
         with server.connect() as connection:
             assert is_closed(connection, seconds=5)
-        taken[1].close()
+        connections[1].close()
         deadline = time.monotonic() + 5
         status = 0
         while status != 200 and time.monotonic() < deadline:

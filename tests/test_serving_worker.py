@@ -24,7 +24,7 @@ from dermkit.serving.prometheus import ServerMetrics
 from dermkit.serving.scoring_queue import ScoringQueue, Worker
 from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker_process import Deliver, WorkerLost, WorkerProcess
-from served import MODEL_FACTS, QuickWorker, photo, run
+from server_parts import MODEL_FACTS, QuickWorker, photo, run
 from serving_faults import CRASH, CRASH_IN_NET, HANG, KILL, MEMORY, run_faulty_worker
 
 
@@ -38,10 +38,10 @@ def queue_of(worker: Worker, limits: ServeLimits | None = None) -> ScoringQueue:
     return ScoringQueue(worker, limits or ServeLimits(), ServerMetrics())
 
 
-def flat(side: int) -> bytes:
+def flat(edge: int) -> bytes:
     """Return the file of a white square: some hundred bytes."""
     stream = io.BytesIO()
-    Image.new("1", (side, side), 1).save(stream, "PNG", optimize=True)
+    Image.new("1", (edge, edge), 1).save(stream, "PNG", optimize=True)
     return stream.getvalue()
 
 
@@ -155,11 +155,11 @@ class FragileWorker(QuickWorker):
         return super().start()
 
     def run(self, jobs: Sequence[Job], deliver: Deliver) -> None:
-        lost = self._lose([job.data for job in jobs])
-        if lost is not None:
+        loss = self._lose([job.data for job in jobs])
+        if loss is not None:
             self.batches.append([job.data for job in jobs])
             self.is_alive = False
-            raise lost
+            raise loss
         super().run(jobs, deliver)
 
 
@@ -223,14 +223,16 @@ def test_images_wait_while_the_worker_is_started_again() -> None:
 
 
 def test_a_worker_that_does_not_come_up_again_leaves_nobody_waiting() -> None:
-    class Changed(FragileWorker):
+    class AlteredWorker(FragileWorker):
         def start(self) -> dict[str, Any]:
             facts = super().start()
             return (
                 facts if self.n_starts in (1, 3) else {"model": {**MODEL_FACTS["model"], "files_sha256": "other"}}
             )
 
-    worker = Changed(lambda images: WorkerLost(WorkerRefusal.ENDED_WORKER, [0]) if b"bad" in images else None)
+    worker = AlteredWorker(
+        lambda images: WorkerLost(WorkerRefusal.ENDED_WORKER, [0]) if b"bad" in images else None
+    )
 
     async def check() -> None:
         queue = queue_of(worker)

@@ -21,7 +21,7 @@ from dermkit.metrics.stats.intervals import proportion_interval
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 
-from monitoring_tools import START, followed, simulate  # noqa: E402
+from monitoring_tools import START, run_checks, simulate  # noqa: E402
 from test_monitoring import bluer_camera, more_malignant, new_class, other_sites, worse_answers  # noqa: E402
 
 COLUMNS = (
@@ -66,7 +66,7 @@ def measure_false_alarms(n_deployments: int, n_months: int, n_per_month: int) ->
     n_alarms = 0
     for seed in range(n_deployments):
         reader, end = simulate(seed, n_reference=N_REFERENCE, n_months=n_months, n_per_month=n_per_month)
-        names = [name for name, check in followed(reader, end).items() if check.crossing is not None]
+        names = [name for name, check in run_checks(reader, end).items() if check.crossing is not None]
         checks_with_alarm += names
         n_alarms += bool(names)
     setting = f"{n_months} months of {n_per_month} units, reference {N_REFERENCE}, alpha 0.05, {BETS}"
@@ -89,7 +89,7 @@ def measure_delays(n_seeds: int) -> None:
                 seed, n_reference=N_REFERENCE, n_months=MONTHS, n_per_month=PER_MONTH, change=change,
                 change_month=DRIFT_MONTH,
             )  # fmt: skip
-            crossing = followed(reader, end)[check].crossing
+            crossing = run_checks(reader, end)[check].crossing
             if crossing is not None and crossing.time >= begin:
                 delays.append((crossing.time - begin) / (30 * 86400) * PER_MONTH)
         low, high = proportion_interval(len(delays), n_seeds)[0]

@@ -82,7 +82,7 @@ class ServerProcess:
 
 
 @contextmanager
-def served_page(model: Path, *options: str) -> Iterator[ServerProcess]:
+def serve_page(model: Path, *options: str) -> Iterator[ServerProcess]:
     """Yield a server of a model, with its page."""
     server = ServerProcess(model, *options)
     try:
@@ -128,7 +128,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def server(trained: Path) -> Iterator[ServerProcess]:
     pytest.importorskip("uvicorn", reason="the packages of the server are not installed")
-    with served_page(trained, "--target", "sensitivity=0.95") as one:
+    with serve_page(trained, "--target", "sensitivity=0.95") as one:
         yield one
 
 
@@ -143,7 +143,7 @@ def open_page(browser: Any, server: ServerProcess) -> Iterator[OpenPage]:
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", lambda line: faults.append(line.text) if "Security Policy" in line.text else None)
-        page.on("request", lambda request: faults.extend(foreign(request.url, url or server.url)))
+        page.on("request", lambda request: faults.extend(foreign_addresses(request.url, url or server.url)))
         page.goto(url or server.url)
         if is_ready:
             page.wait_for_selector("#open-model-card:enabled")
@@ -155,7 +155,7 @@ def open_page(browser: Any, server: ServerProcess) -> Iterator[OpenPage]:
     assert faults == []
 
 
-def foreign(request_url: str, page_url: str) -> list[str]:
+def foreign_addresses(request_url: str, page_url: str) -> list[str]:
     """Return the address of a request that leaves the server and the browser."""
     is_here = request_url.startswith((page_url, "blob:", "data:"))
     return [] if is_here else [f"asked {request_url}"]

@@ -30,17 +30,17 @@ def make_quick_pages(folder: Path, trained: Path, binary: Path) -> dict[str, Pat
     data = shutil.copytree(binary, folder / "data")
     dk.audit_dataset(dk.load_dataset(data))
     foreign = _foreign_predictions(folder, trained)
-    changed = dk.counterfactuals(trained, out=folder / "changed", artefacts=["dark_corners", "ink"], device="cpu")
+    variant = dk.counterfactuals(trained, out=folder / "changed", artefacts=["dark_corners", "ink"], device="cpu")
     study, race = folder / "study", folder / "race"
-    for made in (study, race):
-        made.mkdir()
+    for part in (study, race):
+        part.mkdir()
     make_search_page(study, study_of(), weights={"phases.0.head_lr": 0.8, "augment": 0.2})
     make_auto_page(race, race_of(audit="never"))
     return {
         "report": trained / "report.html", "overview": data / "overview.html", "audit": data / "audit" / "audit.html",
         "predictions of another tool": foreign / "report.html",
         "comparison": dk.compare([trained, foreign], out=folder / "comparison").page,
-        "counterfactuals": changed.page, "explain": _explain_page(folder), "tune": study / "tune.html",
+        "counterfactuals": variant.page, "explain": _explain_page(folder), "tune": study / "tune.html",
         "auto": race / "auto.html",
     }  # fmt: skip
 
@@ -51,8 +51,8 @@ def make_long_pages(folder: Path, trained: Path, binary: Path, tiny: Recipe) -> 
     kfold = replace(tiny.split, scheme="kfold", folds=3, test=0.0, validation=0.34)
     folds = dk.train(replace(tiny, name="folds", split=kfold), data, settings=settings)
     repeats = dk.train(replace(tiny, name="repeats", repeats=2), data, settings=settings)
-    other = _made_dataset(folder, "other", "folder", ("benign", "malignant"))
-    several = _made_dataset(folder, "several", "ham10000", ("nevus", "melanoma"))
+    other = _sample_dataset(folder, "other", "folder", ("benign", "malignant"))
+    several = _sample_dataset(folder, "several", "ham10000", ("nevus", "melanoma"))
     frozen = replace(
         tiny, name="frozen", augment=NO_AUGMENTATION, phases=(head_phase(3),), monitor="val_accuracy"
     )  # fmt: skip
@@ -69,7 +69,7 @@ def make_long_pages(folder: Path, trained: Path, binary: Path, tiny: Recipe) -> 
     }  # fmt: skip
 
 
-def _made_dataset(folder: Path, name: str, layout: DatasetLayout, classes: tuple[str, str]) -> dk.Dataset:
+def _sample_dataset(folder: Path, name: str, layout: DatasetLayout, classes: tuple[str, str]) -> dk.Dataset:
     """Return a data set of two photographs of each of 40 lesions; `ham10000` has lesion ids."""
     images = folder / f"{name}-images"
     make_dataset_folder(
@@ -101,8 +101,8 @@ def _foreign_predictions(folder: Path, trained: Path) -> Path:
 def _explain_page(folder: Path) -> Path:
     """Return the page of heat maps of a net that looks at one corner, one image refused, one with a mask."""
     photos, masks = folder / "photos", folder / "masks"
-    for made in (photos, masks):
-        made.mkdir()
+    for part in (photos, masks):
+        part.mkdir()
     rng = np.random.default_rng(0)
     for number in range(2):
         Image.fromarray(rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)).save(photos / f"photo{number}.png")

@@ -27,7 +27,7 @@ from dermkit.serving.scoring_queue import ScoringQueue
 from dermkit.serving.settings import ServeLimits, ServeSettings
 from dermkit.serving.worker import silence_stderr
 from dermkit.serving.worker_process import Deliver, WorkerLost, WorkerProcess
-from served import QuickWorker, form, run, served
+from server_parts import QuickWorker, form, open_server, run
 
 
 async def hold_default_threads(release: threading.Event) -> None:
@@ -42,7 +42,7 @@ def test_predictions_do_not_wait_for_the_threads_of_anything_else() -> None:
         release = threading.Event()
         await hold_default_threads(release)
         try:
-            async with asyncio.timeout(10), served() as client:
+            async with asyncio.timeout(10), open_server() as client:
                 assert (await client.post("/v1/predict", form(b"one"))).status == 200
         finally:
             release.set()
@@ -185,15 +185,15 @@ def test_a_worker_that_stops_in_the_middle_of_a_message_is_lost(begun: bytes) ->
         with open(other_end.fileno(), "wb", buffering=0, closefd=False) as stream:
             stream.write(begun)
     jobs = [ImageJob(b"" if begun else bytes(2**24))]
-    done = threading.Event()
+    end_event = threading.Event()
 
     def expect_loss() -> None:
         with pytest.raises(WorkerLost):
             worker.run(jobs, lambda *_: None)
-        done.set()
+        end_event.set()
 
     threading.Thread(target=expect_loss, daemon=True).start()
-    assert done.wait(20) and not worker.is_alive
+    assert end_event.wait(20) and not worker.is_alive
     worker.stop()
 
 
@@ -205,7 +205,7 @@ def test_wrong_secrets_for_one_key_leave_room_for_the_others(
 ) -> None:
     monkeypatch.setitem(key_file._SCRYPT_COST, "n", 2**4)
     path, release = tmp_path / "keys.json", threading.Event()
-    _, known = make_key(path, name="a", scopes=["predict"])
+    _, key_record = make_key(path, name="a", scopes=["predict"])
     other_key, other = make_key(path, name="b", scopes=["predict"])
     guard, verify = KeyGuard(KeyRing(path)), ApiKey.verify
 
@@ -217,7 +217,7 @@ def test_wrong_secrets_for_one_key_leave_room_for_the_others(
 
     async def check() -> None:
         guesses = [
-            asyncio.create_task(guard.check(f"Bearer {known[:-2]}{n:02d}", Scope.PREDICT)) for n in range(20)
+            asyncio.create_task(guard.check(f"Bearer {key_record[:-2]}{n:02d}", Scope.PREDICT)) for n in range(20)
         ]
         await asyncio.sleep(0)
         task = asyncio.create_task(guard.check(f"Bearer {other}", Scope.PREDICT))
@@ -234,12 +234,12 @@ def test_wrong_secrets_for_one_key_leave_room_for_the_others(
 
 
 def test_what_decoders_write_to_standard_error_is_dropped(capfd: pytest.CaptureFixture[str]) -> None:
-    saved = os.dup(2)
+    stderr_copy = os.dup(2)
     try:
         os.write(2, b"before\n")
         silence_stderr()
         os.write(2, b"tempfile.tif: Jane Doe\n")
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        os.dup2(stderr_copy, 2)
+        os.close(stderr_copy)
     assert capfd.readouterr().err == "before\n"

@@ -40,7 +40,7 @@ MODEL_FACTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def scored(data: bytes) -> dict[str, Any]:
+def image_result(data: bytes) -> dict[str, Any]:
     """Return what a worker says of an image, whose probability is made of its bytes."""
     p = hashlib.sha256(data).digest()[0] / 255
     names = [("nevus", "benign", 1 - p), ("melanoma", "malignant", p)]
@@ -81,7 +81,7 @@ class QuickWorker:
             elif job.data.startswith(b"broken"):
                 deliver(index, {"refusal": {"reason": "broken", "detail": ""}})
             else:
-                deliver(index, scored(job.data))
+                deliver(index, image_result(job.data))
 
 
 def form(*images: bytes, field_name: str = "images", **fields: str) -> bytes:
@@ -188,7 +188,7 @@ async def _iterate(chunks: Chunks) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def served(
+async def open_server(
     *, limits: ServeLimits | None = None, keys: Path | None = None, recorder: PredictionRecorder | None = None,
     worker: Any = None, facts: Mapping[str, Any] | None = None, allowed_hosts: tuple[str, ...] = (),
 ) -> AsyncIterator[Client]:  # fmt: skip
