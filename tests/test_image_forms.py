@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -475,6 +478,48 @@ def test_the_workers_of_a_data_loader_score_images(model: dk.Predictor) -> None:
         ScoredImages(model, images), batch_size=2, num_workers=1, collate_fn=list, multiprocessing_context="fork"
     )
     assert bits([one for batch in loader for one in batch]) == expected
+
+
+FORK = """
+import multiprocessing, sys
+import numpy as np, torch
+import dermkit as dk
+
+folder, images = sys.argv[1], list(np.load(sys.argv[2]))
+torch.set_num_threads(4)
+torch.rand(600, 600).mm(torch.rand(600, 600)).sin().sum()  # a team of four threads, which no fork brings along
+model = dk.load_model(folder)
+
+def score(answers, loads):
+    predictor = dk.load_model(folder) if loads else model
+    answers.put([list(one.probabilities.values()) for one in predictor.predict_images(images)])
+
+context, expected = multiprocessing.get_context("fork"), None
+for loads in (False, True):
+    answers = context.Queue()
+    worker = context.Process(target=score, args=(answers, loads), daemon=True)
+    worker.start()
+    worker.join(40)
+    if worker.exitcode != 0:
+        worker.kill()
+        sys.exit(f"the forked worker that {'loads' if loads else 'inherits'} the model: {worker.exitcode}")
+    scores = answers.get()
+    expected = expected or [list(one.probabilities.values()) for one in model.predict_images(images)]
+    assert scores == expected, (scores, expected)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_of_a_process_that_computed_with_several_threads_scores_images(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Its first operation on several threads would wait for ever for threads that only its parent has."""
+    np.save(tmp_path / "images.npy", np.stack([noise(seed) for seed in range(3)]))
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, str(trained), str(tmp_path / "images.npy")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 # The page -----------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dermkit.errors import UsageError
 from dermkit.images.preprocess import Preprocessing
+from dermkit.models.fork import limit_threads_after_fork
 from dermkit.models.members import MemberFields
 from dermkit.models.net_engine import (
     FUSED_NET,
@@ -93,6 +94,7 @@ def parallel_batches(
         torch.set_num_threads(1)  # acts on this thread and on threads that start later
         return compute(batch)
 
+    limit_threads_after_fork()
     with _TORCH_THREADS.restored():
         yield from ordered_map(compute_single_threaded, batches, n_threads=max(1, workers))
 
@@ -147,6 +149,7 @@ class InferenceEngine:
 
         Features are (N, C) float32, None of a net without a head of its own.
         """
+        limit_threads_after_fork()
         views, features = self._score_views(batch, names, metadata)
         return np.asarray(views[0] if len(self.views) == 1 else views.mean(axis=0)), features
 

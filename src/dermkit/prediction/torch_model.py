@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
+from dermkit.models.fork import limit_threads_after_fork
 from dermkit.models.inference import TorchRuntime
 from dermkit.models.model_content import ModelContent, broken_model
 from dermkit.models.net import Net
@@ -20,6 +21,7 @@ _SPEC: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
 
 def build_torch_nets(content: ModelContent, device: torch.device) -> TorchRuntime:
     """Return the nets of a model on a device; raises `UntrustedError` where weights do not fit their net."""
+    limit_threads_after_fork()  # a net is run once where it is built
     try:
         specs = [_SPEC.validate_json(json.dumps(member.spec)) for member in content.members]
         states = [load_safetensors(content.files[member.file]) for member in content.members]
