@@ -52,8 +52,8 @@ NEVER = {
 HEAVY = {"torch", "torchvision", "timm", "safetensors", "lightning_fabric", "lightning", "captum"}
 TORCH_ROOMS = (
     "models.cnn", "models.weights", "models.net", "models.net_fit", "models.precision", "models.inference",
-    "models.fork", "models.heads", "models.size_limit", "models.view_pixels", "models.training_features_file", "training",
-    "prediction.torch_model", "prediction.model_folder",
+    "models.fork", "models.heads", "models.size_limit", "models.view_pixels", "models.training_features_file",
+    "training", "prediction.torch_model", "prediction.model_folder",
     "explanation.layers", "explanation.attention_rollout", "explanation.heat_maps", "explanation.random_nets",
     "explanation.model_maps", "models.engines.graph",
 )  # fmt: skip
