@@ -10,15 +10,17 @@ from dermkit.prediction.predictor import Predictor, predictor_of
 from dermkit.progress import Progress
 from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.runs.model_key import model_key
+from dermkit.runs.registry import serving_model
 
 
 def load_model(folder: str | Path, *, device: str = "cpu", progress: Progress | None = None) -> Predictor:
-    """Verify and load a model folder, the one in a run folder, or an exported folder, which needs no torch.
+    """Verify and load a model folder, the one in a run folder, an exported folder, which needs no torch, or of a
+    registry the version that serves.
 
     device: auto, cpu or cuda. Raises `UntrustedError` where a byte differs, the files do not fit together or an engine
     gives other numbers than torch did, `UsageError` for an absent device, and where torch or the engine is absent.
     """
-    folder = find_model_folder(Path(folder), MODEL_FOLDER)
+    folder = find_model_folder(serving_model(Path(folder)), MODEL_FOLDER)
     if is_exported(folder):
         from dermkit.prediction.exported_model import load_exported_model
 

@@ -102,6 +102,19 @@ def differences_from_others(
     }
 
 
+def metric_difference(
+    first: ScoredSet, second: ScoredSet, metric: str, *, seed: int, resamples: int = intervals.N_RESAMPLES
+) -> Estimate:
+    """Return first less second in one of `RULE_METRICS`, as `paired_differences` estimates it, without a test.
+
+    Raises `ValueError` for sets that are not of the same images, labels and groups.
+    """
+    if metric == "auroc":
+        _check_paired(first, second)
+        return _auroc_estimate(first, second)
+    return differences_from_others(first, {"": second}, seed=seed, resamples=resamples)[""][metric]
+
+
 def _recall_sums(first: ScoredSet, second: ScoredSet) -> Floats:
     """Return per group and class: images, images that the first has right, and the second: (G, 3 K)."""
     n_columns = len(first.classes) * first.n_groups
