@@ -160,14 +160,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_registry import add
-for number in range(2, 200):
+for number in range(2, 120):
     add(Path(sys.argv[1]), number, is_promoted=number % 2 == 0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_kill_at_any_moment_leaves_a_registry_that_serves(folder: Path) -> None:
-    for number in range(2, 200):
+    for number in range(2, 120):
         make_run(folder.parent / f"run{number}", number)
     n_steps = []
     for round_number in range(6):
@@ -184,7 +185,7 @@ def test_a_kill_at_any_moment_leaves_a_registry_that_serves(folder: Path) -> Non
         assert registry.model_folder(registry.current).is_dir()
         n_steps.append(len(registry.steps))
     assert n_steps == sorted(n_steps) and n_steps[-1] > n_steps[0] >= 4
-    assert add(folder, 199, is_promoted=True).model_folder(read_registry(folder).current)
+    assert add(folder, 119, is_promoted=True).model_folder(read_registry(folder).current)
 
 
 def test_the_copy_of_a_version_survives_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

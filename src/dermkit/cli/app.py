@@ -30,10 +30,12 @@ from dermkit.cli.monitor import monitor_command
 from dermkit.cli.predict import predict_command
 from dermkit.cli.prediction_log import log_app, verify_log_command
 from dermkit.cli.recipes import recipes_app
+from dermkit.cli.registry import registry_app
 from dermkit.cli.results import compare_command, evaluate_command, report_command
 from dermkit.cli.serve import serve_command
 from dermkit.cli.train import train_command
 from dermkit.cli.tune import tune_command
+from dermkit.cli.update import update_command
 from dermkit.errors import DermkitError, OutputError, ResourceError, RunInterrupt, UsageError, out_of_memory
 from dermkit.files import shell_path
 from dermkit.training.distributed.environment import die_with_parent, is_rank
@@ -46,6 +48,7 @@ app = typer.Typer(
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(keys_app, name="keys")
 app.add_typer(log_app, name="log")
+app.add_typer(registry_app, name="registry")
 
 
 INTERRUPTED = RunInterrupt.exit_code
@@ -167,6 +170,11 @@ app.command(
     help="Watch a prediction log for drift and for worse answers: alarms with a controlled false-alarm rate, one page.",
     epilog=examples_text("monitor"),
 )(monitor_command)
+app.command(
+    "update",
+    help="Train a challenger on old and new data; it serves only if it is not worse on sealed tests, in no group.",
+    epilog=examples_text("update"),
+)(update_command)
 
 
 @app.command(

@@ -178,6 +178,31 @@ EXAMPLES: Mapping[str, Sequence[tuple[str, str]]] = {
             "every night: figures for Prometheus, and exit code 8 where there is an alarm",
         ),
     ),
+    "update": (
+        (
+            "dermkit update runs/quick/RUN newlesions --registry registry",
+            "the first update: the run becomes v1, and its challenger serves if it is not worse",
+        ),
+        (
+            "dermkit update registry morelesions --registry registry --margin 0.03 --fail-on-refusal",
+            "the next one, against the version that serves; exit code 8 where it is refused",
+        ),
+    ),
+    "registry list": (
+        ("dermkit registry list registry", "which versions there are, and which one serves"),
+        ("dermkit registry list registry > versions.txt", "the same in a file"),
+    ),
+    "registry show": (
+        ("dermkit registry show registry v2", "why v2 was promoted or refused"),
+        ("dermkit registry show registry v1", "when v1 was registered, and when it served again"),
+    ),
+    "registry rollback": (
+        ("dermkit registry rollback registry v1", "let v1 serve again"),
+        (
+            'dermkit registry rollback registry v1 --reason "worse on the new dermatoscope"',
+            "the same, with the reason in the record",
+        ),
+    ),
     "verify-log": (
         ("dermkit verify-log log.sqlite", "is the log as it was written?"),
         (

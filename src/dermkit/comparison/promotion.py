@@ -30,9 +30,10 @@ sensitivity is one melanoma in twenty; a smaller margin needs more test images (
 FIGURES = ("auroc", "balanced_accuracy")
 SENSITIVITY, SPECIFICITY = "sensitivity", "specificity"
 BOTH_TESTS = "old and new"
-BOOTSTRAP_SEED = 0
+_SEED = 0
+"""Of the bootstrap of balanced accuracy."""
 
-Outcome = Literal["not worse", "worse", "undecided", "not shown worse", "too few", "not asked"]
+PromotionOutcome = Literal["not worse", "worse", "undecided", "not shown worse", "too few", "not asked"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ class PromotionRule:
 class PairedTest:
     """The answers of champion and challenger to the same N images, in the same order.
 
-    name: of the test. calls: of each whether an image is called malignant at its operating point, (N,), None without
-    one. attributes: name -> (N,) the subgroup of each image.
+    name: of the test. champion_calls, challenger_calls: (N,) whether an image is called malignant at the operating
+    point of each, None without one. attributes: name -> (N,) the subgroup of each image.
     """
 
     name: str
@@ -87,11 +88,11 @@ class PromotionCheck:
     margin: float
     estimate: Estimate
     n_units: int
-    outcome: Outcome
+    outcome: PromotionOutcome
     images_needed: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as decision.json holds it."""
+        """Return it as promotion.json holds it."""
         return {
             "test": self.test, "attribute": self.attribute, "group": self.group, "metric": self.metric,
             "margin": self.margin, **self.estimate.as_dict(), "n_units": self.n_units, "outcome": self.outcome,
@@ -148,7 +149,7 @@ def _metrics_of(test: PairedTest, rule: PromotionRule) -> tuple[str, ...]:
     return (rule.metric,) if test.champion_calls is None else (rule.metric, SENSITIVITY)
 
 
-def _non_inferiority(estimate: Estimate, n_units: int, margin: float) -> tuple[Outcome, int | None]:
+def _non_inferiority(estimate: Estimate, n_units: int, margin: float) -> tuple[PromotionOutcome, int | None]:
     """Return the outcome of "not worse beyond the margin", and how many images would decide it."""
     if estimate.value is None or estimate.ci95 is None:
         return "undecided", None
@@ -184,15 +185,13 @@ def _pooled(tests: Sequence[PairedTest]) -> list[PairedTest]:
     if len(tests) < 2:
         return []
     names = [name for name in tests[0].attributes if all(name in test.attributes for test in tests)]
-    calls = [
-        _joined_calls([getattr(test, name) for test in tests]) for name in ("champion_calls", "challenger_calls")
-    ]
     return [
         PairedTest(
             BOTH_TESTS,
             _joined_set([test.champion for test in tests]),
             _joined_set([test.challenger for test in tests]),
-            *calls,
+            _joined_calls([test.champion_calls for test in tests]),
+            _joined_calls([test.challenger_calls for test in tests]),
             {name: [label for test in tests for label in test.attributes[name]] for name in names},
         )
     ]
@@ -256,7 +255,7 @@ def _group_check(
         and estimate.value < -margin
         and estimate.ci95[1] < 0
     )
-    outcome: Outcome = "worse" if is_worse else "not shown worse"
+    outcome: PromotionOutcome = "worse" if is_worse else "not shown worse"
     return PromotionCheck(part.name, attribute, group, metric, margin, estimate, n_units, outcome)
 
 
@@ -284,7 +283,7 @@ def _difference(test: PairedTest, metric: str) -> Estimate:
             test.champion_calls[rows] == is_wanted,
             test.champion.groups[rows],
         )
-    estimate = metric_difference(test.challenger, test.champion, metric, seed=BOOTSTRAP_SEED)
+    estimate = metric_difference(test.challenger, test.champion, metric, seed=_SEED)
     if estimate.value == 0 and reliability(estimate.as_dict()) == "none":
         return _indistinguishable(estimate, _rarer_units(test, metric))
     return estimate

@@ -19,6 +19,7 @@ from dermkit.models.model_content import ModelContent, find_model_folder, read_m
 from dermkit.monitoring.reference import KnownRate, MonitoredModel
 from dermkit.runs.layout import MODEL_FOLDER
 from dermkit.runs.model_key import model_key
+from dermkit.runs.registry import serving_model
 
 _MAX_HEADER_BYTES = 2**20
 
@@ -34,7 +35,7 @@ def read_monitored_model(folder: Path) -> MonitoredModel:
 
     Its files are compared with their checksums, and the bytes that were compared are those that are used.
     """
-    content = read_model_content(find_model_folder(folder, MODEL_FOLDER))
+    content = read_model_content(find_model_folder(serving_model(folder), MODEL_FOLDER))
     card, files, export = content.card, content.files, content.export
     try:
         key = exported_model_key(export, files.hashes) if export else model_key(card, files.hashes)

@@ -39,6 +39,8 @@ AUTO = JsonFile("auto.json", 2, {1: migrations.auto_1_to_2})
 
 LADDER = JsonFile("ladder.json", 1)
 """What `ladder` measured: the rungs, their figures, and the differences between them."""
+UPDATE = JsonFile("promotion.json", 1)
+"""Whether an update promoted its challenger: the rule, `checks`, every question with its figure, and `sentences`."""
 COUNTERFACTUALS = JsonFile(
     "counterfactuals.json", 3, {1: migrations.counterfactuals_1_to_2, 2: migrations.counterfactuals_2_to_3}
 )
@@ -84,6 +86,10 @@ DATASHEET_FILE = "DATASHEET.md"
 CHECKLISTS_FILE = "CHECKLISTS.md"
 LADDER_TABLE = "ladder.csv"
 LADDER_PAGE = "ladder.html"
+UPDATE_PAGE = "promotion.html"
+CHAMPION_TABLE = "champion.csv"
+CHALLENGER_TABLE = "challenger.csv"
+"""The answers of each model to the tests of an update, with the columns of predictions.csv."""
 COUNTERFACTUALS_PAGE = "counterfactuals.html"
 HEAT_MAPS_TABLE = "heat_maps.csv"
 """A row for each image that has a heat map: what it is, its answer, and the names of its pictures."""

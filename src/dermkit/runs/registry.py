@@ -34,7 +34,7 @@ from dermkit.runs.registry_record import (
 
 VERSIONS_FOLDER = "versions"
 UPDATES_FOLDER = "updates"
-LOCK_SECONDS = 30.0
+_LOCK_SECONDS = 30.0
 """Longest wait for another process that adds a version."""
 
 
@@ -131,7 +131,7 @@ def serving_model(folder: Path) -> Path:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with lock(folder, timeout=LOCK_SECONDS):
+    with lock(folder, timeout=_LOCK_SECONDS):
         yield
 
 
