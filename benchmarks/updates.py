@@ -5,7 +5,7 @@
     python benchmarks/updates.py table
 
 `simulated`: scores are drawn, and the rule and the registry are the real ones. Two tests of 1,200 images, 30 % of them
-malignant, one or two images a lesion, three sites; both models see a shared part of each image. `equal` is as good as
+malignant, one or two images a lesion, three sites (40, 40 and 20 %); both models see a shared part of each image. `equal` is as good as
 the champion, `better` sees more, `worse` less; `unfair` sees more on two sites and less on the third, so that it is
 better on average; `few` is `equal` on 120 images. `trained`: the real command, from a data set folder to the record,
 with a small net on drawn lesions: `better` has eight times the images, `worse` gets new images of which four in ten
@@ -31,13 +31,13 @@ from scale import add_rows, commit, read_rows
 
 HERE = Path(__file__).parent
 ROWS = HERE / "updates.csv"
-HEADER = ("commit", "job", "challenger", "seed", "promoted", "serving", "harmed_groups", "undecided", "old_auroc",
+HEADER = ("commit", "job", "challenger", "seed", "promoted", "serving", "harmed_groups", "whole_tests", "old_auroc",
           "old_low", "old_high", "new_auroc", "new_low", "new_high", "n_old", "n_new", "seconds")  # fmt: skip
 CHALLENGERS = {
     "equal": (0.0, 0.0),
     "better": (0.5, 0.5),
     "worse": (-0.5, -0.5),
-    "unfair": (0.8, -0.9),
+    "unfair": (1.1, -1.0),
     "few": (0.0, 0.0),
 }
 """What a challenger sees more of the truth on two sites, and on the third."""
@@ -50,7 +50,7 @@ def draw_test(name: str, challenger: str, rng: np.random.Generator) -> PairedTes
     n = FEW if challenger == "few" else SIZE
     lesion = np.sort(rng.integers(0, round(n / 1.5), n))
     groups = np.unique(lesion, return_inverse=True)[1].astype(np.int64)
-    malignant, site = rng.random(n) < 0.3, rng.integers(0, 3, n)
+    malignant, site = rng.random(n) < 0.3, rng.choice(3, n, p=(0.4, 0.4, 0.2))
     malignant, site = malignant[groups], site[groups]  # of the lesion, not of the image
     sign, shared = 2.0 * malignant - 1, rng.normal(0, 1, n)[groups] + rng.normal(0, 0.5, n)
     gain = np.where(site == 2, CHALLENGERS[challenger][1], CHALLENGERS[challenger][0])
@@ -103,12 +103,13 @@ def simulated_row(challenger: str, seed: int, folder: Path) -> Sequence[object]:
 
 
 def _facts(checks: Sequence[dict[str, Any]]) -> list[object]:
-    """Return what a row says of the questions: harmed groups, undecided questions, AUROC on both tests, n."""
+    """Return what a row says of the questions: harmed groups, the whole tests, AUROC on both tests, n."""
     harmed = sorted({check["group"] for check in checks if check["outcome"] == "worse" and check["group"]})
-    undecided = sum(check["outcome"] == "undecided" for check in checks)
+    outcomes = {check["outcome"] for check in checks if not check["group"]}
+    whole = next(outcome for outcome in ("worse", "undecided", "not worse") if outcome in outcomes)
     aurocs = [check for check in checks if check["metric"] == "auroc" and not check["group"]]
     figures = [value for check in aurocs for value in (check["value"], *check["ci95"])]
-    return [" ".join(harmed), undecided, *(f"{value:.4f}" for value in figures), *(check["n"] for check in aurocs)]
+    return [" ".join(harmed), whole, *(f"{value:.4f}" for value in figures), *(check["n"] for check in aurocs)]
 
 
 # Trained ------------------------------------------------------------------------------------------------------------
@@ -193,9 +194,10 @@ def print_table() -> None:
             low, high = clopper_pearson_interval(right, n)
             mean = [np.mean([float(row[f"{test}_auroc"]) for row in chosen]) for test in ("old", "new")]
             harmed = sum(bool(row["harmed_groups"]) for row in chosen)
+            alone = sum(bool(row["harmed_groups"]) and row["whole_tests"] == "not worse" for row in chosen)
             print(
                 f"| {job} | {challenger} | {mean[0]:+.3f}, {mean[1]:+.3f} | {expected} | {right} of {n}, "
-                f"{right / n:.0%} [{low:.0%}, {high:.0%}] | {harmed} of {n} |"
+                f"{right / n:.0%} [{low:.0%}, {high:.0%}] | {harmed} of {n} | {alone} of {n} |"
             )
 
 
