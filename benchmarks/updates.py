@@ -5,11 +5,12 @@
     python benchmarks/updates.py table
 
 `simulated`: scores are drawn, and the rule and the registry are the real ones. Two tests of 1,200 images, 30 % of them
-malignant, one or two images a lesion, three sites (40, 40 and 20 %); both models see a shared part of each image. `equal` is as good as
-the champion, `better` sees more, `worse` less; `unfair` sees more on two sites and less on the third, so that it is
-better on average; `few` is `equal` on 120 images. `trained`: the real command, from a data set folder to the record,
-with a small net on drawn lesions: `better` has eight times the images, `worse` gets new images of which four in ten
-have a wrong label, in training and test. A job that is in the table is not done again.
+malignant, one or two images a lesion, three sites (40, 40 and 20 %); both models see a shared part of each image.
+`equal` is as good as the champion, `better` sees more, `worse` less; `unfair` sees more on two sites and less on the
+third, so that it is better on average; `few` is `equal` on 120 images. `trained`: the real command, from a data set
+folder to the record, with a small net on drawn lesions: `better` has several times the images, `worse` gets new images
+of which four in ten have a wrong label, in training and test.
+A job that is in the table is not done again.
 """
 
 import argparse
@@ -54,12 +55,12 @@ def draw_test(name: str, challenger: str, rng: np.random.Generator) -> PairedTes
     malignant, site = malignant[groups], site[groups]  # of the lesion, not of the image
     sign, shared = 2.0 * malignant - 1, rng.normal(0, 1, n)[groups] + rng.normal(0, 0.5, n)
     gain = np.where(site == 2, CHALLENGERS[challenger][1], CHALLENGERS[challenger][0])
-    scores = [strength * sign + shared + rng.normal(0, 0.7, n) for strength in (1.3, 1.3 + gain)]
+    champion, other = (strength * sign + shared + rng.normal(0, 0.7, n) for strength in (1.3, 1.3 + gain))
     truth = malignant.astype(np.int64)
+    sites = {"site": [f"site {number}" for number in site]}
     return PairedTest(
-        name, *(_scored(truth, score, groups) for score in scores), *(score > -0.7 for score in scores),
-        {"site": [f"site {number}" for number in site]},
-    )  # fmt: skip
+        name, _scored(truth, champion, groups), _scored(truth, other, groups), champion > -0.7, other > -0.7, sites
+    )
 
 
 def _scored(truth: Any, log_odds: Any, groups: Any) -> ScoredSet:
