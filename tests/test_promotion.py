@@ -121,6 +121,15 @@ def test_the_same_model_twice_is_promoted_and_its_interval_has_a_width() -> None
     assert not decision.is_promoted, "36 malignant images prove no two models equal"
 
 
+def test_a_challenger_that_gives_every_image_the_same_answer_is_refused() -> None:
+    test = paired_test(12)
+    constant = scored(test.champion.y_true, np.zeros(len(test.champion.y_true)))
+    decision = decide_promotion([replace(test, champion=constant, challenger=constant)], RULE)
+    assert not decision.is_promoted
+    assert {check.metric for check in decision.refusals if not check.group} >= {"auroc"}
+    assert "the same answer" in decision.checks[0].estimate.reason
+
+
 @pytest.mark.parametrize("values", [("f1", 0.05, 0.05), ("auroc", 0.0, 0.05), ("auroc", 0.05, 0.7)])
 def test_a_rule_without_sense_is_refused(values: tuple[str, float, float]) -> None:
     with pytest.raises(UsageError, match="cannot be used"):

@@ -285,8 +285,16 @@ def _difference(test: PairedTest, metric: str) -> Estimate:
         )
     estimate = metric_difference(test.challenger, test.champion, metric, seed=_SEED)
     if estimate.value == 0 and reliability(estimate.as_dict()) == "none":
+        if not _tells_apart(test.challenger, metric):  # a net that learned nothing is no match for anything
+            return Estimate(0.0, None, estimate.n, "none", "the challenger gives every image the same answer")
         return _indistinguishable(estimate, _rarer_units(test, metric))
     return estimate
+
+
+def _tells_apart(scored: ScoredSet, metric: str) -> bool:
+    """Return whether a model gives two images different answers, as far as a figure looks at them."""
+    answers = scored.p_malignant if metric == "auroc" else scored.y_pred
+    return len(np.unique(answers)) > 1
 
 
 def _indistinguishable(estimate: Estimate, n_units: int) -> Estimate:

@@ -23,7 +23,7 @@ def signed_difference(estimate: Estimate) -> str:
     if estimate.value is None:
         return f"not defined ({estimate.reason}), n = {estimate.n:,}"
     if estimate.ci95 is None:
-        return f"{estimate.value:+.3f}, no interval, n = {estimate.n:,}"
+        return f"{estimate.value:+.3f}, no interval ({estimate.reason}), n = {estimate.n:,}"
     low, high = estimate.ci95
     return f"{estimate.value:+.3f} [{low:+.3f}, {high:+.3f}], n = {estimate.n:,}"
 
