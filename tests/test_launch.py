@@ -41,7 +41,13 @@ signal.signal(signal.SIGINT, interrupted)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "deaf" in plan else signal.SIG_DFL)
 if "helper" in plan and os.fork() == 0:
     time.sleep(600)
-while len(list(folder.glob("rank*"))) < place.world_size:
+
+def n_launched(number):
+    return sum(len(path.read_text().splitlines()) >= number for path in folder.glob("rank*"))
+
+# All ranks of a launch act after all have started; ranks of a machine that was lost may have started less often.
+number, deadline = len(launches.read_text().splitlines()), time.monotonic() + 15
+while n_launched(number) < place.world_size and time.monotonic() < deadline:
     time.sleep(0.01)
 act = plan.get(f"{'again' if again else 'first'}{place.rank}", plan.get("all", 0))
 print(f"rank {place.rank} does {act}", flush=True)

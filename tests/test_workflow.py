@@ -448,7 +448,7 @@ def test_images_that_training_looked_at_count_in_no_test_figure(
 
 def test_the_model_folder_holds_what_validation_settled(trained: Path, binary: Path, tmp_path: Path) -> None:
     decision, card = read(trained / "policy.json"), read(trained / "model" / "model.json")
-    assert card["format"] == 8
+    assert card["format"] == 9
     for name in ("calibration", "operating_points", "conformal"):
         assert card[name] == decision[name]
     text = (trained / "model" / "MODEL_CARD.md").read_text()
