@@ -64,7 +64,7 @@ def test_a_card_shows_names_and_follows_none() -> None:
     [
         ("=1+1", "'=1+1"), ("+cmd", "'+cmd"), ("-cmd", "'-cmd"), ("@sum", "'@sum"), ("\tx", "'\tx"), ("\rx", "'\rx"),
         ("'=1", "''=1"), ("x=1", "x=1"), ("-1.5e-3", "-1.5e-3"), ("+2", "+2"), ("'x", "'x"), ("", ""),
-        ("-1+1", "'-1+1"),
+        ("-1+1", "'-1+1"), ("  =1+1", "'  =1+1"), ("' =1", "'' =1"), (" x=1", " x=1"),
     ],
 )  # fmt: skip
 def test_a_cell_is_no_formula_and_reads_back(cell: str, written: str) -> None:

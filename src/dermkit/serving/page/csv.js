@@ -3,7 +3,7 @@
 import { mostProbable } from "./answer_words.js";
 
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/;
-const FORMULA = /^'*[=+\-@\t\r]/;
+const FORMULA = /^'*(\s*[=+\-@]|[\t\r])/; // some spreadsheets take spaces before it away
 
 /** Return the table of the images that were finished, as text. */
 export function csvText(images, model) {
