@@ -140,6 +140,23 @@ def test_a_slow_model_has_time_for_each_image_of_a_batch(monkeypatch: pytest.Mon
     assert watch.deadline < now[0] and watch.suspects == [3, 4]
 
 
+def test_a_message_that_does_not_end_ends_the_worker_and_quick_ones_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_process, "_MIN_TRANSFER_SECONDS", 0.3)
+    monkeypatch.setattr(worker_process, "_LOOK_SECONDS", 0.01)
+    is_ended = threading.Event()
+    watch = worker_process._TransferWatch(is_ended.set)
+    end_time = time.monotonic() + 0.6
+    while time.monotonic() < end_time:
+        with watch.limit(time.monotonic() + 60):
+            time.sleep(0.001)
+    assert not is_ended.is_set()
+    time.sleep(0.1)
+    with watch.limit(time.monotonic() - 1):
+        assert is_ended.wait(30)
+
+
 # What the queue does when a worker is lost --------------------------------------------------------------------------
 
 

@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from raw_client import send_at_once
+
 from scale import add_rows, commit, machine, read_rows, versions
 
 ROWS = Path(__file__).parents[1] / "serving.csv"
@@ -167,11 +169,15 @@ async def burst(job: Job) -> list[Row]:
         # The queue's bound: how long the model takes for as many images as may wait.
         halves = [request_bytes("/v1/predict", job.images[:16])] * (QUEUE // 16)
         bound = max(seconds for _, seconds in await asyncio.gather(*(ask(server.port, data) for data in halves)))
-        n, times = job.n(1000), Times()
+        n, times, health = job.n(1000), Times(), Times()
         requests = [request_bytes("/v1/predict", [job.images[index % len(job.images)]]) for index in range(n)]
-        async with health_checks(server.port) as health:
-            for status, seconds in await asyncio.gather(*(ask(server.port, data) for data in requests)):
-                times.add(status, seconds)
+        before = [time.process_time(), *map(processor_seconds, server.processes())]
+        answers, checks = send_at_once(server.port, requests, request_bytes("/health"))
+        after = [time.process_time(), *map(processor_seconds, server.processes())]
+    for target, pairs in ((times, answers), (health, checks)):
+        for status, seconds in pairs:
+            target.add(status, seconds)
+    client, server_seconds, worker_seconds = (end - begin for begin, end in zip(before, after, strict=True))
     accepted, refused = times.of(200), times.of(503)
     return [
         ("bound of the queue", QUEUE, bound, "s"),
@@ -182,7 +188,16 @@ async def burst(job: Job) -> list[Row]:
         ("health before", 20, quantile(alone, 0.5), "s median"),
         ("no answer or another status", n, times.without(200, 503), "requests"),
         ("health failed", len(health.of(200)), health.without(200), "requests"),
+        ("client", n, client, "s of processor time"),
+        ("server process", n, server_seconds, "s of processor time"),
+        ("worker process", n, worker_seconds, "s of processor time"),
     ]
+
+
+def processor_seconds(process_id: int) -> float:
+    """Return the processor time of a process so far."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def model_alone(job: Job, n_images: int) -> float:
@@ -218,7 +233,7 @@ def images_folder(images: Sequence[bytes]) -> Path:
 async def sustained(job: Job) -> list[Row]:
     """Keep the queue full with requests of 4 images, and compare with the model alone, before and after."""
     n_images, size = job.n(2000), 4
-    before = model_alone(job, n_images)
+    rate_before = model_alone(job, n_images)
     with running(job.model) as server:
         await ask(server.port, request_bytes("/v1/predict", job.images[:4]))
         times, left = Times(), iter(range(0, n_images, size))
@@ -231,18 +246,23 @@ async def sustained(job: Job) -> list[Row]:
                     await asyncio.sleep(0.02)
                 times.add(*answer)
 
+        before_client, before_server = time.process_time(), processor_seconds(server.process.pid)
         start_time = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(14)))
         rate = n_images / (time.perf_counter() - start_time)
-    after = model_alone(job, n_images)
-    alone = statistics.mean([before, after])
+        client_seconds = time.process_time() - before_client
+        server_seconds = processor_seconds(server.process.pid) - before_server
+    rate_after = model_alone(job, n_images)
+    alone = statistics.mean([rate_before, rate_after])
     return [
         ("server", n_images, rate, "images/s"),
-        ("model alone, before", n_images, before, "images/s"),
-        ("model alone, after", n_images, after, "images/s"),
+        ("model alone, before", n_images, rate_before, "images/s"),
+        ("model alone, after", n_images, rate_after, "images/s"),
         ("server over model alone", n_images, rate / alone, "ratio"),
         ("requests of 4 images", len(times.of(200)), quantile(times.of(200), 0.99), "s p99"),
         ("another status", len(times.of(200)), times.without(200), "requests"),
+        ("client", n_images, client_seconds, "s of processor time"),
+        ("server process", n_images, server_seconds, "s of processor time"),
     ]
 
 
