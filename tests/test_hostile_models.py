@@ -79,6 +79,24 @@ def test_openvino_runs_no_endless_net_either(folders: dict[str, Path], folder_of
         load_exported_model(folder_of, engine="openvino")
 
 
+def test_a_loop_in_a_branch_is_refused_by_openvino_too(folders: dict[str, Path], folder_of: Path) -> None:
+    pytest.importorskip("openvino")
+    shutil.copytree(folders["onnx"], folder_of)
+    next(case for case in CASES if case.name == "a loop without end in a branch").make(folder_of)
+    with pytest.raises(UntrustedError, match="which may run for ever"):
+        load_exported_model(folder_of, engine="openvino")
+
+
+def test_a_key_that_readers_in_c_shorten_hides_no_loop(folders: dict[str, Path]) -> None:
+    content = (folders["onnx"] / NET).read_bytes()
+    node = b"\x22\x04Loop"
+    graph = b"\x0a" + bytes([len(node)]) + node
+    wide_key = b"\xba\x80\x80\x80\x10"  # 0x3a, the field of the graph, and bit 32
+    assert "Loop" in onnx_operators(content + b"\x3a" + bytes([len(graph)]) + graph)
+    with pytest.raises(ValueError, match="32 bits"):
+        onnx_operators(content + wide_key + bytes([len(graph)]) + graph)
+
+
 def test_operators_are_those_that_onnx_reads(folders: dict[str, Path]) -> None:
     import onnx
 

@@ -14,7 +14,7 @@ from dermkit.errors import OutputError, UsageError
 from dermkit.integrations import mlflow as integration
 from dermkit.integrations.mlflow import EXPERIMENT, SERVING_ALIAS, log_update
 from dermkit.runs.layout import UPDATE
-from dermkit.runs.registry import UPDATES_FOLDER, register_first
+from dermkit.runs.registry import UPDATES_FOLDER, register_first, roll_back
 from test_registry import add, make_run
 
 
@@ -96,6 +96,7 @@ class FakeClient:
     """What stands in for MLflow's client: it notes its calls."""
 
     calls: ClassVar[list[tuple[str, tuple[Any, ...]]]] = []
+    options: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, **_: object) -> None:
         self.calls.clear()
@@ -103,12 +104,14 @@ class FakeClient:
     def __getattr__(self, name: str) -> Any:
         answers: dict[str, Any] = {
             "get_experiment_by_name": None, "create_experiment": "7", "search_runs": [],
-            "create_run": SimpleNamespace(info=SimpleNamespace(run_id="r1")), "search_registered_models": [],
+            "create_run": SimpleNamespace(info=SimpleNamespace(run_id="r1", artifact_uri="mlflow-artifacts:/1/r1")),
+            "search_registered_models": [],
             "search_model_versions": [], "create_model_version": SimpleNamespace(version="1"),
         }  # fmt: skip
 
-        def call(*args: Any, **_: object) -> Any:
+        def call(*args: Any, **options: object) -> Any:
             self.calls.append((name, args))
+            self.options[name] = options
             return answers.get(name)
 
         return call
@@ -122,6 +125,29 @@ def test_what_is_written_to_a_store(registry: Path, monkeypatch: pytest.MonkeyPa
     assert names.count("log_metric") == 5 and "set_registered_model_alias" in names
     assert not any("artifact" in name for name in names), "no image, answer or weight leaves"
     assert names[-1] == "set_terminated"
+    # A tracking server refuses a path of another machine as the source of a version.
+    assert FakeClient.options["create_model_version"]["source"] == "mlflow-artifacts:/1/r1"
+    assert FakeClient.options["create_model_version"]["tags"]["dermkit.folder"].endswith("versions/v2")
+
+
+def test_the_alias_stays_with_the_version_that_serves(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integration, "find_spec", lambda _name: object())
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=FakeClient))
+    roll_back(registry, "v1")
+    log_update(registry, "v2", "http://localhost")
+    names = [name for name, _ in FakeClient.calls]
+    assert "create_model_version" in names and "set_registered_model_alias" not in names
+
+
+def test_no_password_of_a_store_is_in_a_message(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(tracking_uri: str, registry_uri: str) -> None:
+        raise ConnectionError(f"cannot reach {tracking_uri} or {registry_uri}")
+
+    monkeypatch.setattr(integration, "find_spec", lambda _name: object())
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=closed))
+    with pytest.raises(OutputError) as error:
+        log_update(registry, "v2", "postgresql://ann:secret7@db.example/mlflow")
+    assert "secret7" not in str(error.value) and "db.example" in error.value.message
 
 
 def test_nothing_of_mlflow_is_imported_unless_it_is_asked_for() -> None:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from dermkit.comparison.promotion import PairedTest, PromotionRule, decide_promotion
+from dermkit.comparison.promotion import _non_inferiority as non_inferiority
+from dermkit.comparison.promotion_sentences import decision_sentences
 from dermkit.errors import UsageError
 from dermkit.metrics.classification.scored_set import ScoredSet
-from dermkit.metrics.stats.paired_proportions import proportion_difference, tango_interval
+from dermkit.metrics.stats.estimate import Estimate
+from dermkit.metrics.stats.paired_proportions import fewest_pairs, proportion_difference, tango_interval
 
 RULE = PromotionRule("auroc")
 
@@ -128,6 +131,55 @@ def test_a_challenger_that_gives_every_image_the_same_answer_is_refused() -> Non
     assert not decision.is_promoted
     assert {check.metric for check in decision.refusals if not check.group} >= {"auroc"}
     assert "the same answer" in decision.checks[0].estimate.reason
+
+
+def test_a_constant_challenger_is_refused_also_where_the_champion_is_little_better() -> None:
+    rng = np.random.default_rng(3)
+    test = paired_test(12)
+    champion = scored(test.champion.y_true, rng.normal(0, 1, len(test.champion.y_true)))
+    constant = scored(test.champion.y_true, np.zeros(len(test.champion.y_true)))
+    decision = decide_promotion(
+        [replace(test, champion=champion, challenger=constant)], PromotionRule("auroc", 0.2)
+    )
+    assert not decision.is_promoted and "the same answer" in decision.checks[0].estimate.reason
+
+
+def test_a_group_in_which_the_champion_is_always_right_and_the_challenger_never_is_harmed() -> None:
+    truth = np.tile([0, 1], 400).astype(np.int64)
+    is_harmed = np.arange(800) >= 600
+    rng = np.random.default_rng(4)
+    sign = 2 * truth - 1
+    noise = rng.normal(0, 1, 800)
+    champion = scored(truth, np.where(is_harmed, 3 * sign, 1.2 * sign + noise))
+    challenger = scored(truth, np.where(is_harmed, -3 * sign, 1.2 * sign + noise))
+    test = PairedTest(
+        "old", champion, challenger, None, None, {"site": ["b" if one else "a" for one in is_harmed]}
+    )
+    decision = decide_promotion([test], PromotionRule("auroc", 0.45))
+    assert "b" in {check.group for check in decision.refusals}
+
+
+def test_an_interval_that_does_not_hold_its_value_decides_nothing() -> None:
+    biased = Estimate(
+        0.1, (0.02, 0.08), 400, "BCa", "interval unreliable: the bootstrap is biased and does not hold the value"
+    )
+    assert non_inferiority(biased, 100, 0.05) == ("undecided", None)
+
+
+def test_a_promotion_without_an_operating_point_says_so() -> None:
+    tests = [
+        replace(paired_test(seed, name=name), champion_calls=None, challenger_calls=None)
+        for seed, name in ((1, "old"), (2, "new"))
+    ]
+    decision = decide_promotion(tests, RULE)
+    assert decision.is_promoted
+    assert any("sensitivity at an operating point: not asked" in text for text in decision_sentences(decision))
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.05, 0.1, 0.3])
+def test_the_fewest_images_that_can_decide_are_the_fewest(margin: float) -> None:
+    fewest = fewest_pairs(margin)
+    assert tango_interval(0, 0, fewest)[0] > -margin >= tango_interval(0, 0, fewest - 1)[0]
 
 
 @pytest.mark.parametrize("values", [("f1", 0.05, 0.05), ("auroc", 0.0, 0.05), ("auroc", 0.05, 0.7)])

@@ -16,15 +16,17 @@ import pytest
 from dermkit.errors import UntrustedError, UsageError
 from dermkit.files import TEMP_PREFIX
 from dermkit.runs import registry as store
+from dermkit.runs import registry_record
 from dermkit.runs.registry import (
     Registry,
+    check_registry_place,
     read_registry,
     record_decision,
     register_first,
     roll_back,
     serving_model,
 )
-from dermkit.runs.registry_record import RECORD_FILE
+from dermkit.runs.registry_record import RECORD_FILE, RegistryStep
 
 
 def make_run(folder: Path, number: int) -> Path:
@@ -108,6 +110,35 @@ def test_a_damaged_record_is_named_and_nothing_is_served(folder: Path, damage: C
         roll_back(folder, "v1")
 
 
+_KEY = {"model_key": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        RegistryStep(2, "", "promote", "../../elsewhere", "key2", _KEY),
+        RegistryStep(2, "", "promote", "v2", "../../elsewhere", _KEY),
+        RegistryStep(2, "", "promote", "v2", "key2", {}),
+        RegistryStep(2, "", "promote", "v2", "key2", ["model_key"]),  # type: ignore[arg-type]
+        RegistryStep(2, "", "promote", "v1", "key2", _KEY),
+        RegistryStep(2, "", "begin", "v2", "key2", {}),
+        RegistryStep(2, "", "roll back", "v7", "", {}),
+        RegistryStep(2, "", "promote", 2, "key2", _KEY),  # type: ignore[arg-type]
+    ],
+)
+def test_a_record_that_was_written_by_another_hand_is_refused(folder: Path, step: RegistryStep) -> None:
+    lines = registry_record._lines([*read_registry(folder).steps, step])
+    (folder / RECORD_FILE).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    with pytest.raises(UntrustedError, match="line 2"):
+        serving_model(folder)
+
+
+def test_a_record_that_is_nested_without_end_is_refused(folder: Path) -> None:
+    (folder / RECORD_FILE).write_text("[" * 200_000, encoding="utf-8")
+    with pytest.raises(UntrustedError, match="line 1"):
+        read_registry(folder)
+
+
 def test_another_model_in_a_version_is_noticed(folder: Path) -> None:
     (folder / "versions" / "v1" / "model" / "net.safetensors").write_bytes(b"other")
     with pytest.raises(UntrustedError, match="not the model that was added as v1"):
@@ -130,6 +161,42 @@ def test_what_a_killed_process_left_is_replaced(folder: Path) -> None:
     assert add(folder, 2, is_promoted=True).current == "v2"
     assert (serving_model(folder) / "net.safetensors").read_bytes()[:1] == b"\x02"
     assert sorted(path.name for path in versions.iterdir()) == ["v1", "v2"]
+
+
+def test_a_registry_whose_first_copy_was_killed_is_begun_again(tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    (folder / "versions" / f"{TEMP_PREFIX}v1").mkdir(parents=True)
+    check_registry_place(folder)
+    assert register_first(folder, make_run(tmp_path / "run1", 1), details={}).current == "v1"
+    check_registry_place(folder)
+    check_registry_place(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "versions/v2/model.json"])
+def test_a_folder_of_other_files_is_no_place_for_a_registry(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder" / name).parent.mkdir(parents=True)
+    (tmp_path / "folder" / name).write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="is not empty and is not a registry"):
+        check_registry_place(tmp_path / "folder")
+
+
+def test_a_server_has_the_version_that_served_when_it_was_started(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("uvicorn")
+    from dermkit.serving import server
+    from dermkit.serving.settings import ServeSettings
+
+    models: list[Path] = []
+
+    def worker(settings: ServeSettings, **_: object) -> None:
+        models.append(settings.model)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(server, "WorkerProcess", worker)
+    with pytest.raises(UsageError, match="far enough"):
+        server.serve(ServeSettings(model=folder, port=0))
+    assert models == [folder / "versions" / "v1" / "model"], "a worker that starts again must not find another"
 
 
 def _add_many(folder: Path, first: int) -> None:

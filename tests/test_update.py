@@ -16,8 +16,9 @@ from dermkit.data.synthetic.dataset import make_dataset_folder
 from dermkit.errors import DataError, RunInterrupt, UntrustedError, UsageError
 from dermkit.pipeline import update as update_module
 from dermkit.pipeline.update import UpdateOptions, UpdateOutcome, update
-from dermkit.pipeline.update_champion import find_champion
-from dermkit.pipeline.update_data import NewSplitOptions, join_data
+from dermkit.pipeline.update_champion import Champion, find_champion
+from dermkit.pipeline.update_data import LIMITS_NOTE, NewSplitOptions, join_data
+from dermkit.pipeline.update_data import _copy_groups as copy_groups_of
 from dermkit.prediction.load import load_model
 from dermkit.recipes.schema import Recipe
 from dermkit.runs.layout import UPDATE
@@ -157,6 +158,36 @@ def test_the_commands_of_a_registry(promoted: UpdateOutcome, old: Path, tmp_path
     assert served.probabilities["malignant"] == pytest.approx(answer, abs=1e-6)
 
 
+@pytest.mark.slow
+def test_a_registry_is_a_model_also_for_evaluate_counterfactuals_and_export(
+    promoted: UpdateOutcome, tmp_path: Path, invoke: Invoke
+) -> None:
+    registry = tmp_path / "registry"
+    shutil.copytree(promoted.registry, registry, symlinks=True)
+    code, _, err = invoke("evaluate", registry)
+    assert code == 2 and "is a registry" in err and str(registry / "versions" / "v2") in err
+    other = make_data(tmp_path / "other", 9, n=8)
+    code, _, err = invoke("evaluate", registry, "--on", other)
+    assert code == 0, err
+    assert list((registry / "versions" / "v2" / "external").glob("*/report.html"))
+    assert not (registry / "external").exists()
+    code, _, err = invoke(
+        "counterfactuals",
+        registry,
+        "--artefact",
+        "ink",
+        "--images",
+        "20",
+        "--split",
+        "validation",
+        "--device",
+        "cpu",
+    )
+    assert code == 0, err
+    assert (registry / "versions" / "v2" / "counterfactuals" / "counterfactuals.html").is_file()
+    assert load_model(registry).files_sha256 == load_model(promoted.registry).files_sha256
+
+
 # What cannot be used, said before work begins -------------------------------------------------------------------------
 
 
@@ -176,6 +207,20 @@ def refusal(champion: Path, new: Path, tmp_path: Path, options: UpdateOptions = 
     assert not list((tmp_path / "registry").glob("updates/*/runs/*/*"))
     assert error.value.outcome and error.value.remedy
     return error.value.message
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.15, 2.0), (0.0, 0.4), (0.7, 0.3), (float("nan"), 0.4)])
+def test_fractions_that_leave_nothing_to_train_on_are_refused(validation: float, test: float) -> None:
+    with pytest.raises(UsageError, match="leave no images for training"):
+        NewSplitOptions(validation=validation, test=test)
+
+
+def test_a_split_with_folds_is_refused(champion: Path, new: Path, tmp_path: Path) -> None:
+    save_dataset(replace(dk.load_dataset(new), folder=tmp_path / "folds"))
+    spec = replace(champion_split(champion), test=0.4, folds=3)
+    dk.split(dk.load_dataset(tmp_path / "folds"), spec, name="folds")
+    options = replace(WIDE, new_split=NewSplitOptions("folds"))
+    assert "has folds" in refusal(champion, tmp_path / "folds", tmp_path, options)
 
 
 def test_other_classes_are_refused(champion: Path, new: Path, tmp_path: Path) -> None:
@@ -210,7 +255,14 @@ def test_too_little_new_data_is_refused_with_the_count_that_is_needed(
     few = data.manifest.groupby("label").head(20)
     save_dataset(replace(data, folder=tmp_path / "few", manifest=few.reset_index(drop=True)))
     message = refusal(champion, tmp_path / "few", tmp_path)
-    assert "no decision rests on fewer than 30" in message
+    assert "no promotion rests on fewer than 30" in message
+
+
+def test_a_test_that_cannot_decide_sensitivity_is_refused_before_the_training(
+    champion: Path, new: Path, tmp_path: Path
+) -> None:
+    message = refusal(champion, new, tmp_path, replace(WIDE, sensitivity_margin=0.05))
+    assert "independent malignant lesions" in message and "fewer than 73" in message
 
 
 def test_a_folder_of_other_files_is_no_registry(champion: Path, new: Path, tmp_path: Path) -> None:
@@ -281,6 +333,82 @@ def test_copies_are_left_out_and_old_patients_stay_on_their_side(
     assert not joined.dataset.manifest["path"].str.contains(tmp_path.name).any()
 
 
+def joined_sides(champion: Champion, new: dk.Dataset, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the side of each new image that is used, and the reason of each that is not."""
+    save_dataset(new)
+    options = NewSplitOptions(test=0.5)
+    data = join_data(
+        champion, dk.load_dataset(new.folder), folder, options, workers=1, progress=dk.Progress()
+    ).split
+    sides = dict(zip(data.frame["image_id"], data.frame["split"], strict=True))
+    return sides, dict(zip(data.excluded["image_id"], data.excluded["reason"], strict=True))
+
+
+def test_a_patient_is_known_by_every_old_image_also_where_the_first_was_left_out(
+    champion: Path, old: Path, new: Path, tmp_path: Path
+) -> None:
+    first, second = dk.load_dataset(old), dk.load_dataset(new)
+    one = find_champion(champion, tmp_path / "registry", old)
+    side = one.split.set_index("image_id")["split"]
+    benign = first.manifest.loc[first.manifest["label"] == "benign", "image_id"]
+    tested = [name for name in benign if side[name] == "test"][-1]
+    left_out = next(name for name in benign if name != tested)
+    is_patient = first.manifest["image_id"].isin([tested, left_out])
+    manifest = first.manifest.assign(patient_id=is_patient.map({True: "clinic-a-anna", False: ""}))
+    save_dataset(replace(first, folder=tmp_path / "old", manifest=manifest))
+    split = one.split[one.split["image_id"] != left_out]
+    new_manifest = second.manifest.copy()
+    new_manifest.loc[0, "patient_id"] = "clinic-a-anna"
+    _, reasons = joined_sides(
+        replace(one, dataset=dk.load_dataset(tmp_path / "old"), split=split),
+        replace(second, folder=tmp_path / "new", manifest=new_manifest), tmp_path / "joined",
+    )  # fmt: skip
+    assert "old test" in reasons.get(f"new/{new_manifest['image_id'][0]}", "")
+
+
+def test_a_published_test_image_of_an_old_patient_is_not_trained_on(
+    champion: Path, old: Path, new: Path, tmp_path: Path
+) -> None:
+    first, second = dk.load_dataset(old), dk.load_dataset(new)
+    one = find_champion(champion, tmp_path / "registry", old)
+    trained = one.split.loc[one.split["split"] == "train", "image_id"].iloc[0]
+    manifest = first.manifest.assign(
+        patient_id=(first.manifest["image_id"] == trained).map({True: "clinic-a-anna", False: ""})
+    )
+    save_dataset(replace(first, folder=tmp_path / "old", manifest=manifest))
+    new_manifest = second.manifest.copy()
+    new_manifest.loc[[0, 1], "patient_id"] = "clinic-a-anna"
+    new_manifest.loc[0, "given_split"] = "test"
+    sides, reasons = joined_sides(
+        replace(one, dataset=dk.load_dataset(tmp_path / "old")),
+        replace(second, folder=tmp_path / "new", manifest=new_manifest), tmp_path / "joined",
+    )  # fmt: skip
+    names = "new/" + new_manifest["image_id"]
+    assert "test image of a patient" in reasons.get(names[0], "") and sides[names[1]] == "train"
+
+
+def test_numbered_patients_of_both_data_sets_are_said_to_be_taken_for_different_ones(
+    champion: Path, old: Path, new: Path, tmp_path: Path
+) -> None:
+    first, second = dk.load_dataset(old), dk.load_dataset(new)
+    numbers = [str(number) for number in range(len(first.manifest))]
+    save_dataset(replace(first, folder=tmp_path / "old", manifest=first.manifest.assign(patient_id=numbers)))
+    one = replace(find_champion(champion, tmp_path / "registry", old), dataset=dk.load_dataset(tmp_path / "old"))
+    joined_sides(
+        one, replace(second, folder=tmp_path / "new", manifest=second.manifest.assign(patient_id=numbers)),
+        tmp_path / "joined",
+    )  # fmt: skip
+    texts = dk.load_dataset(tmp_path / "joined").notes[LIMITS_NOTE]
+    assert any(f"{len(numbers)} patient ids are in both" in text for text in texts), texts
+
+
+def test_copies_within_new_data_get_one_group() -> None:
+    manifest = pd.DataFrame({"copy_group": ["", "a", "", "a", ""]})
+    groups = copy_groups_of(manifest, pd.DataFrame({"a": [0, 2], "b": [1, 4]}))
+    assert groups[0] == groups[1] == groups[3] != "" and groups[2] == groups[4] not in ("", groups[0])
+    assert copy_groups_of(manifest.iloc[:1], pd.DataFrame({"a": [], "b": []})) == [""]
+
+
 @pytest.mark.slow
 def test_sealed_images_of_new_data_are_not_trained_on(champion: Path, new: Path, tmp_path: Path) -> None:
     data = dk.load_dataset(new)
@@ -321,9 +449,10 @@ def test_a_stopped_update_goes_on(
         with pytest.raises(RunInterrupt):
             run_update(champion, new, tmp_path / "registry")
     with monkeypatch.context() as patch:
-        patch.setattr(update_module, "write_update_page", stop)
+        patch.setattr(update_module, "record_decision", stop)
         with pytest.raises(RunInterrupt):
             run_update(champion, new, tmp_path / "registry")
+    assert not list((tmp_path / "registry").glob("updates/*/promotion.html")), "no page of what is not recorded"
     openings = [len(seal.openings) for seal in read_seals(new / "splits")]
     settings = dk.RunSettings(device="cpu", heat_maps=False)
     outcome = update(
@@ -331,5 +460,7 @@ def test_a_stopped_update_goes_on(
         progress=dk.Progress(say=said.append),
     )  # fmt: skip
     assert any("already finished" in line for line in said) and outcome.version == "v2"
+    outcome.page.unlink()  # as after a kill between the record and the page
+    assert run_update(champion, new, tmp_path / "registry").page.is_file()
     assert [len(seal.openings) for seal in read_seals(new / "splits")] == openings
     assert [step.kind for step in read_registry(tmp_path / "registry").steps] == ["register", "begin", "promote"]

@@ -36,7 +36,7 @@ ImageMetadataOption = Annotated[
 
 
 def explain_command(
-    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, the run folder that holds it, or a registry.")],
     images: Annotated[list[str], typer.Argument(help="Image files, folders or patterns such as 'photos/*.jpg'.")],
     out: OutOption = Path("explanations"),
     class_name: Annotated[

@@ -9,7 +9,7 @@ from dermkit.cli.console import OutOption, echo, progress_bar
 
 
 def export_command(
-    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, the run folder that holds it, or a registry.")],
     to: Annotated[str, typer.Option("--to", help="onnx (ONNX Runtime and many others) or openvino.")],
     out: OutOption,
     images: Annotated[

@@ -32,7 +32,7 @@ LogOutboxOption = Annotated[
 
 
 def serve_command(
-    model: Annotated[Path, typer.Argument(help="A model folder, or the run folder that holds it.")],
+    model: Annotated[Path, typer.Argument(help="A model folder, the run folder that holds it, or a registry.")],
     host: Annotated[
         str, typer.Option(help="Address to bind. Any other than this machine's own needs --keys.")
     ] = "127.0.0.1",

@@ -109,7 +109,10 @@ def _check_store(mlflow: str | None) -> None:
 
 
 def _tell(outcome: "UpdateOutcome", mlflow: str | None) -> None:
-    echo(f"{outcome.version} is {'promoted' if outcome.is_promoted else 'refused'}")
+    from dermkit.runs.registry import read_registry
+
+    current = read_registry(outcome.registry).current
+    echo(f"{outcome.version} is {'promoted' if outcome.is_promoted else 'refused'}; {current} serves")
     for sentence in outcome.sentences:
         echo(f"- {sentence}")
     if mlflow is not None:

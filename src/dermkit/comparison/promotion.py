@@ -30,6 +30,7 @@ sensitivity is one melanoma in twenty; a smaller margin needs more test images (
 FIGURES = ("auroc", "balanced_accuracy")
 SENSITIVITY, SPECIFICITY = "sensitivity", "specificity"
 BOTH_TESTS = "old and new"
+_CONSTANT = "the challenger gives every image the same answer"
 _SEED = 0
 """Of the bootstrap of balanced accuracy."""
 
@@ -136,6 +137,9 @@ def decide_promotion(tests: Sequence[PairedTest], rule: PromotionRule) -> Promot
 def _whole_checks(test: PairedTest, rule: PromotionRule) -> Iterator[PromotionCheck]:
     for metric in _metrics_of(test, rule):
         estimate, n_units = _difference(test, metric), _rarer_units(test, metric)
+        if metric == rule.metric and not _tells_apart(test.challenger, metric):
+            # A net that learned nothing is no match for anything, and a champion may be little better.
+            estimate = Estimate(estimate.value, None, estimate.n, "none", _CONSTANT)
         margin = rule.margin_of(metric)
         outcome, needed = _non_inferiority(estimate, n_units, margin)
         yield PromotionCheck(test.name, "", "", metric, margin, estimate, n_units, outcome, needed)
@@ -151,11 +155,12 @@ def _metrics_of(test: PairedTest, rule: PromotionRule) -> tuple[str, ...]:
 
 def _non_inferiority(estimate: Estimate, n_units: int, margin: float) -> tuple[PromotionOutcome, int | None]:
     """Return the outcome of "not worse beyond the margin", and how many images would decide it."""
-    if estimate.value is None or estimate.ci95 is None:
+    if estimate.value is None or estimate.ci95 is None or reliability(estimate.as_dict()) == "none":
         return "undecided", None
     low, high = estimate.ci95
     if n_units < MIN_GROUPS:
-        return "undecided", math.ceil(estimate.n * MIN_GROUPS / max(n_units, 1))
+        fewest = math.ceil(estimate.n * MIN_GROUPS / max(n_units, 1))
+        return "undecided", max(fewest, _images_needed(estimate, margin) or 0)
     if low > -margin:
         return "not worse", None
     if high < -margin:
@@ -249,11 +254,9 @@ def _group_check(
         needed = math.ceil(n * MIN_LESIONS / max(n_units, 1))
         return PromotionCheck(part.name, attribute, group, metric, margin, estimate, n_units, "too few", needed)
     estimate = _widened(_difference(part, metric), level)
+    # No interval: every image of the group says the same, such as a champion that is always right.
     is_worse = (
-        estimate.value is not None
-        and estimate.ci95 is not None
-        and estimate.value < -margin
-        and estimate.ci95[1] < 0
+        estimate.value is not None and estimate.value < -margin and (estimate.ci95 is None or estimate.ci95[1] < 0)
     )
     outcome: PromotionOutcome = "worse" if is_worse else "not shown worse"
     return PromotionCheck(part.name, attribute, group, metric, margin, estimate, n_units, outcome)
@@ -285,8 +288,6 @@ def _difference(test: PairedTest, metric: str) -> Estimate:
         )
     estimate = metric_difference(test.challenger, test.champion, metric, seed=_SEED)
     if estimate.value == 0 and reliability(estimate.as_dict()) == "none":
-        if not _tells_apart(test.challenger, metric):  # a net that learned nothing is no match for anything
-            return Estimate(0.0, None, estimate.n, "none", "the challenger gives every image the same answer")
         return _indistinguishable(estimate, _rarer_units(test, metric))
     return estimate
 

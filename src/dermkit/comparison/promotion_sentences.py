@@ -31,9 +31,8 @@ def signed_difference(estimate: Estimate) -> str:
 def decision_sentences(decision: PromotionDecision) -> list[str]:
     """Return why a challenger was promoted or refused; of a refusal what speaks against it alone."""
     if decision.is_promoted:
-        return [check_sentence(check) for check in decision.checks if check.outcome == "not worse"] + list(
-            _group_counts(decision)
-        )
+        shown = [check_sentence(check) for check in decision.checks if check.outcome == "not worse"]
+        return [*shown, *_open_questions(decision), *_group_counts(decision)]
     return [check_sentence(check) for check in decision.refusals]
 
 
@@ -57,6 +56,15 @@ def check_sentence(check: PromotionCheck) -> str:
     }
     text = signed_difference(check.estimate)
     return f"{where}: {compared_title(check.metric)}, challenger less champion {text}: {endings[check.outcome]}."
+
+
+def _open_questions(decision: PromotionDecision) -> Iterator[str]:
+    """Yield what a promotion does not rest on though a reader may think so."""
+    if not any(check.metric == "sensitivity" and not check.group for check in decision.checks):
+        yield (
+            "sensitivity at an operating point: not asked, since the classes are not malignant and other ones, or the "
+            "two models have no point in common."
+        )
 
 
 def _group_counts(decision: PromotionDecision) -> Iterator[str]:

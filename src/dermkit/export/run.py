@@ -44,6 +44,7 @@ from dermkit.prediction.locate import check_model_folder
 from dermkit.prediction.parity import ParityReport, compare_nets, images_at_once
 from dermkit.prediction.parity_images import ParityImages, check_usable, choose_images
 from dermkit.progress import Progress
+from dermkit.runs.registry import serving_model
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
@@ -89,6 +90,7 @@ def export_model(
     _check_format(to)
     check_packages(_PACKAGES[to], purpose=f"export --to {to}", extra="export")
     check_model_folder(model)
+    model = serving_model(model)
     place = export_place(out)
     parity_images = choose_images(model, images)
     int8_images = divide_images(parity_images) if int8 else None

@@ -1,13 +1,15 @@
 """An update in an MLflow tracking store: parameters, figures with their intervals, and the version of the model.
 
 The store that is named gets it and nothing else does: MLflow's own telemetry is off, and no image, no prediction and no
-weight is sent. A version's source is the path of its run folder.
+weight is sent. The path of a version's run folder is a tag: as source, a tracking server takes no path of another
+machine.
 """
 
 import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from dermkit.errors import OutputError, UsageError
 from dermkit.runs.layout import UPDATE
@@ -53,26 +55,40 @@ def log_update(registry: Path, version: str, uri: str) -> str:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         return _log(client, registry, version, key, content)
     except Exception as error:
+        problem = f"{uri}: MLflow could not write there: {type(error).__name__}: {str(error)[:300]}"
         raise OutputError(
-            f"{uri}: MLflow could not write there: {type(error).__name__}: {str(error)[:300]}",
+            _without_password(problem, uri),
             outcome=f"the update itself: {registry}",
             remedy="correct the URI or start the store, then give the same command again",
         ) from error
 
 
+def _without_password(text: str, uri: str) -> str:
+    """Return a text without the password that a URI holds."""
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        return text.replace(uri, "the store")
+    return text.replace(password, "***") if password else text
+
+
 def _log(client: "MlflowClient", registry: Path, version: str, key: str, content: dict[str, Any]) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment_id = client.create_experiment(EXPERIMENT) if experiment is None else experiment.experiment_id
-    known = client.search_runs([experiment_id], f"tags.`{UPDATE_TAG}` = '{key}'")
-    if known and known[0].info.status == "FINISHED":
-        return str(known[0].info.run_id)
-    run = known[0] if known else client.create_run(experiment_id, run_name=version, tags={UPDATE_TAG: key})
+    earlier_runs = client.search_runs([experiment_id], f"tags.`{UPDATE_TAG}` = '{key}'")
+    if earlier_runs and earlier_runs[0].info.status == "FINISHED":
+        return str(earlier_runs[0].info.run_id)
+    run = (
+        earlier_runs[0]
+        if earlier_runs
+        else client.create_run(experiment_id, run_name=version, tags={UPDATE_TAG: key})
+    )
     run_id = str(run.info.run_id)
     for name, value in _parameters(content).items():
         client.log_param(run_id, name, value)
     for name, figure in _figures(content).items():
         client.log_metric(run_id, name, figure)
-    _log_version(client, registry, version, run_id, content)
+    _log_version(client, registry, version, run.info, content)
     client.set_terminated(run_id)
     return run_id
 
@@ -110,18 +126,20 @@ def _figures(content: dict[str, Any]) -> dict[str, float]:
 
 
 def _log_version(
-    client: "MlflowClient", registry: Path, version: str, run_id: str, content: dict[str, Any]
+    client: "MlflowClient", registry: Path, version: str, run_info: Any, content: dict[str, Any]
 ) -> None:
-    """Write the version to MLflow's model registry, under the name of the folder."""
-    name, folder = f"dermkit-{registry.resolve().name}", read_registry(registry).version_folder(version)
+    """Write the version to MLflow's model registry, under the name of the folder; the alias where it serves now."""
+    versions = read_registry(registry)
+    name, run_id = f"dermkit-{registry.resolve().name}", str(run_info.run_id)
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    versions = [one for one in client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
+    model_versions = [row for row in client.search_model_versions(f"name = '{name}'") if row.run_id == run_id]
+    folder = versions.version_folder(version).resolve().as_uri()
     state = "promoted" if content["is_promoted"] else "refused"
-    made = versions[0] if versions else client.create_model_version(
-        name, source=folder.resolve().as_uri(), run_id=run_id,
-        tags={"dermkit.version": version, "dermkit.state": state},
+    model_version = model_versions[0] if model_versions else client.create_model_version(
+        name, source=str(run_info.artifact_uri), run_id=run_id,
+        tags={"dermkit.version": version, "dermkit.state": state, "dermkit.folder": folder},
         description="Research use only. Not a medical device. " + " ".join(content["sentences"])[:3000],
     )  # fmt: skip
-    if content["is_promoted"]:
-        client.set_registered_model_alias(name, SERVING_ALIAS, made.version)
+    if versions.current == version:  # another one may serve by now
+        client.set_registered_model_alias(name, SERVING_ALIAS, model_version.version)

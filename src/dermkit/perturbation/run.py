@@ -37,6 +37,7 @@ from dermkit.render.cells import defused
 from dermkit.runs.dataset_masks import masks_of_run
 from dermkit.runs.folder import RunFolder
 from dermkit.runs.layout import COUNTERFACTUALS, COUNTERFACTUALS_FOLDER, PREDICTIONS_FILE, RUN, run_of_model
+from dermkit.runs.registry import serving_model
 
 if TYPE_CHECKING:
     from dermkit.prediction.predictor import Predictor
@@ -122,6 +123,7 @@ def _counterfactuals(
     folder: Path, dataset: Dataset | None, out: Path | None, settings: ChangeSettings, options: _Options,
     progress: Progress,
 ) -> CounterfactualOutcome:  # fmt: skip
+    folder = serving_model(folder)
     run_folder = _find_run(folder, dataset)
     if settings.masks is not None:
         check_folder(settings.masks.folder)

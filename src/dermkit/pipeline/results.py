@@ -35,6 +35,7 @@ from dermkit.runs.layout import (
     RUN,
     SUMMARY,
 )
+from dermkit.runs.registry import is_registry, read_registry, serving_model
 
 PRINTED_METRICS = ("accuracy", "balanced_accuracy", "f1_macro", "auroc_macro")
 """Metrics of each run that are printed beside the verdicts."""
@@ -85,7 +86,7 @@ def evaluate(
         from dermkit.evaluation.external import evaluate_external
 
         evaluated_folder = evaluate_external(
-            folder, dataset, mapping_path=mapping, out=out, progress=progress, options=options,
+            serving_model(folder), dataset, mapping_path=mapping, out=out, progress=progress, options=options,
             open_test=is_opening_allowed,
         )  # fmt: skip
         return report(evaluated_folder)
@@ -152,6 +153,14 @@ def _split_of(dataset: Dataset | None, name: str | None) -> Split | None:
 
 
 def _check_evaluable(folder: Path) -> None:
+    if is_registry(folder):
+        registry = read_registry(folder)
+        run = registry.version_folder(registry.current)
+        raise UsageError(
+            f"{folder}: is a registry, and only a run is evaluated without other data",
+            outcome="nothing was evaluated",
+            remedy=f"name the run of a version, such as {run}, or add --on DATASET to test the version that serves",
+        )
     if not (folder / PREDICTIONS_FILE).is_file():
         raise UsageError(
             f"{folder}: has no predictions.csv, so it is not a run folder",

@@ -14,13 +14,14 @@ from dermkit.comparison.promotion_sentences import check_sentence, decision_sent
 from dermkit.data.manifest import Dataset
 from dermkit.data.readers import reading
 from dermkit.errors import UsageError
-from dermkit.files import check_output, check_writable, fingerprint, lock, make_folder
+from dermkit.files import check_writable, fingerprint, lock, make_folder
+from dermkit.models.card import card_policy, read_card
 from dermkit.models.requirements import check_requirements
 from dermkit.pipeline.plan import Machine, RunSettings, check_classes, make_plans, prepare_machine, say_licence
 from dermkit.pipeline.run import run_plan
 from dermkit.pipeline.trials import resuming
 from dermkit.pipeline.update_champion import Champion, check_same_classes, find_champion
-from dermkit.pipeline.update_data import NewSplitOptions, UpdateData, join_data
+from dermkit.pipeline.update_data import LIMITS_NOTE, NewSplitOptions, UpdateData, join_data
 from dermkit.pipeline.update_scores import (
     CHALLENGER,
     CHAMPION,
@@ -40,13 +41,14 @@ from dermkit.runs.registry import (
     UPDATES_FOLDER,
     RegistryVersion,
     check_champion,
+    check_registry_place,
     is_registry,
     read_registry,
     record_decision,
     record_step,
     register_first,
 )
-from dermkit.runs.registry_record import BEGIN, RECORD_FILE
+from dermkit.runs.registry_record import BEGIN
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def update(
         options.metric or default_metric(champion.dataset), options.margin, options.sensitivity_margin
     )
     _check_metric(rule, champion.dataset)
-    check_output(registry, marker=RECORD_FILE, description="a registry")
+    check_registry_place(registry)
     check_writable(registry)
     register_first(registry, champion.run, details={"dataset": champion.dataset.name})
-    champion = find_champion(registry, registry, options.dataset)  # from here on the copy in the registry
+    champion = find_champion(model, registry, options.dataset)  # from here on the copy in the registry
     folder = make_folder(registry / UPDATES_FOLDER / _key(champion, new, rule, options))
     with lock(folder), reading(champion.dataset, "update"), reading(new, "update"):
         recorded = [version for version in read_registry(registry).versions if version.update == folder.name]
@@ -180,7 +182,8 @@ def _decide(
     data = join_data(
         champion, new, folder / "dataset", options.new_split, workers=settings.workers, progress=progress
     )
-    check_test_sizes(data, rule)
+    has_points = card_policy(read_card(champion.model)) is not None
+    check_test_sizes(data, rule, has_points=has_points)
     # Stated before any test is opened.
     record_step(registry, BEGIN, update=folder.name, details=_plan(champion, new, data, rule, options.new_split))
     run = _train_challenger(champion, data, folder, settings, progress)
@@ -191,7 +194,7 @@ def _decide(
     scores = read_paired_tests(data, runs, folder)
     decision = decide_promotion(scores.tests, rule)
     UPDATE.write(folder, _document(champion, new, data, scores, decision, run, options.new_split))
-    write_update_page(folder)
+    # The page follows in `_outcome`: none says "promoted" of what the registry has not recorded.
     return record_decision(
         registry, run, champion=champion.version, update=folder.name, is_promoted=decision.is_promoted,
         details={"champion": champion.version, "reasons": decision_sentences(decision)},
@@ -246,15 +249,27 @@ def _document(
         "old_data": champion.dataset.name,
         "operating_point": scores.operating_point,
         "is_promoted": decision.is_promoted,
-        "sentences": decision_sentences(decision),
+        "sentences": [*decision_sentences(decision), *_data_sentences(data)],
         "group_level": decision.group_level,
         "openings": opening_counts(data),
         "checks": [{**check.as_dict(), "sentence": check_sentence(check)} for check in decision.checks],
     }
 
 
+def _data_sentences(data: UpdateData) -> list[str]:
+    """Return what a reader has to know of the data before believing a decision on it."""
+    leaks = data.split.leaks
+    leak_texts = [
+        f"{leaks['total']:,} of {leaks['n']:,} test images share a lesion, a patient or their pixels with training or "
+        "validation images, in the champion's split or in that of the new data."
+    ] * bool(leaks["total"])
+    return leak_texts + [str(text) for text in data.dataset.notes.get(LIMITS_NOTE, ())]
+
+
 def _outcome(registry: Path, folder: Path, version: RegistryVersion) -> UpdateOutcome:
     document: Mapping[str, Any] = UPDATE.read(folder)
+    if not (folder / UPDATE_PAGE).is_file():
+        write_update_page(folder)
     return UpdateOutcome(
         registry, folder, folder / UPDATE_PAGE, version.name, bool(document["is_promoted"]),
         tuple(document["sentences"]),

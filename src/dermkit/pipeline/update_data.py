@@ -1,7 +1,7 @@
 """Old and new data as one data set: old images stay on their side, new ones are divided, and nothing lies on two sides.
 
 A new image that is a copy of an old one is left out. One of an old patient or lesion goes where that is, or nowhere:
-never into a test, and never out of one.
+never into a test, and never out of one. New images that are copies of each other stay together.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,13 @@ from dermkit.audit.dataset_links import (
     DatasetLinks,
     link_datasets,
 )
-from dermkit.data.groups import leakage_groups
+from dermkit.data.folds import fold_numbers
+from dermkit.data.groups import connect_rows, id_codes, leakage_groups
 from dermkit.data.manifest import ID_COLUMNS, Dataset, load_dataset, save_dataset
 from dermkit.data.seal import SEAL_SUFFIX, find_seals_of_images, seal_split
 from dermkit.data.split import GIVEN_SPLIT_ALIASES, Split, check_split, make_split, save_split
 from dermkit.data.split_file import excluded_frame, read_split_rows
-from dermkit.errors import DataError
+from dermkit.errors import DataError, UsageError
 from dermkit.files import lock, make_folder, output_errors
 from dermkit.pipeline.data import load_dataset_split
 from dermkit.pipeline.update_champion import Champion
@@ -36,12 +37,18 @@ OLD, NEW = "old", "new"
 SPLIT_NAME = "update"
 SOURCES_NOTE = "update_sources"
 """The note of a joined data set: part -> the folder of the data set that it is of."""
+LIMITS_NOTE = "update_limits"
+"""The note of a joined data set: sentences on what could not be looked for between old and new images."""
 DEFAULT_VALIDATION, DEFAULT_TEST = 0.15, 0.35
 """Fractions of new images. The test is large: a decision needs malignant images more than the training does."""
 
 _COPY, _OTHER_SIDE = (
     "copy of an image of the old data",
     "of a patient or lesion of the old test or of several sides",
+)
+_LEARNED, _OF_TEST = (
+    "test image of a patient or lesion of the old training or validation",
+    "of a patient, lesion or copy of a new test image",
 )
 
 
@@ -59,12 +66,24 @@ class UpdateData:
 
 @dataclass(frozen=True)
 class NewSplitOptions:
-    """How new data is divided. name: a split of it, None = draw one (published test images stay test images)."""
+    """How new data is divided. name: a split of it, None = draw one (published test images stay test images).
+
+    validation, test: fractions of the new images. Raises `UsageError` where they leave nothing to train on.
+    """
 
     name: str | None = None
     validation: float = DEFAULT_VALIDATION
     test: float = DEFAULT_TEST
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.validation < 1 and 0 < self.test < 1 and self.validation + self.test < 1):
+            raise UsageError(
+                f"--validation {self.validation:g} --test {self.test:g}: leave no images for training, or none for one "
+                "of the two",
+                outcome="nothing was trained",
+                remedy="give fractions above 0 with a sum below 1, such as --validation 0.15 --test 0.35",
+            )
 
 
 def join_data(
@@ -74,7 +93,7 @@ def join_data(
 
     Raises `DataError` where the new data cannot be divided, or sealed images of it would be trained on.
     """
-    from dermkit.audit.run import pair_scanner
+    from dermkit.audit.run import pair_scanner, scanner
 
     if (folder / "splits" / f"{SPLIT_NAME}{SEAL_SUFFIX}").is_file():  # the seal is written last
         return _read_again(folder)
@@ -83,6 +102,9 @@ def join_data(
         links = link_datasets(
             champion.dataset, new, near_duplicate_search=pair_scanner(workers), progress=progress
         )
+    with lock(new.work_folder, timeout=60.0):
+        copy_groups = _copy_groups(new.manifest, scanner(workers)(new, progress).pairs)
+    links = replace(links, external_rows=links.external_rows.assign(copy_group=copy_groups))
     new_rows = _divide_new(champion, new, links, options)
     _check_sealed_images(new, new_rows)
     dataset = _joined(champion.dataset, new, links, folder)
@@ -105,6 +127,17 @@ def _read_again(folder: Path) -> UpdateData:
 # New images ---------------------------------------------------------------------------------------------------------
 
 
+def _copy_groups(manifest: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
+    """Return the copy group of each new image, "" = alone: the champion was trained on no copy of a new test image.
+
+    pairs: row numbers a and b of images that are copies of each other.
+    """
+    first, second = pairs["a"].to_numpy(np.int64), pairs["b"].to_numpy(np.int64)
+    groups = connect_rows(len(manifest), first, second, id_codes(manifest["copy_group"]))
+    sizes = np.bincount(groups, minlength=1)
+    return [f"copies-{group}" if sizes[group] > 1 else "" for group in groups.tolist()]
+
+
 def _divide_new(champion: Champion, new: Dataset, links: DatasetLinks, options: NewSplitOptions) -> pd.DataFrame:
     """Return image_id, split ("" = excluded) and reason of every new image."""
     rows = links.external_rows
@@ -116,6 +149,7 @@ def _divide_new(champion: Champion, new: Dataset, links: DatasetLinks, options: 
     drawn = _free_split(new, free, options)
     split = _look_up(rows["image_id"], drawn.frame["image_id"], drawn.frame["split"])
     reason = _look_up(rows["image_id"], drawn.excluded["image_id"], drawn.excluded["reason"])
+    is_new_test = _look_up(rows["image_id"], *_published_sides(new, rows, options)) == "test"
     side_of_group: dict[int, set[str]] = {}
     for group, side in zip(groups[is_tied].tolist(), np.array(sides, dtype=object)[is_tied], strict=True):
         side_of_group.setdefault(group, set()).update(side)
@@ -123,8 +157,23 @@ def _divide_new(champion: Champion, new: Dataset, links: DatasetLinks, options: 
         tied_sides = side_of_group[int(groups[row])]
         side = next(iter(tied_sides)) if len(tied_sides) == 1 else "test"
         split[row], reason[row] = ("", _OTHER_SIDE) if side == "test" else (side, "")
+        if side != "test" and is_new_test[row]:
+            split[row], reason[row] = "", _LEARNED
     split[is_copy], reason[is_copy] = "", _COPY
+    # A split of the user's may have one patient on two sides, and knows nothing of copies.
+    is_leak = np.isin(groups, groups[split == "test"]) & np.isin(split.astype(str), ["train", "validation"])
+    split[is_leak], reason[is_leak] = "", _OF_TEST
     return pd.DataFrame({"image_id": rows["image_id"], "split": split, "reason": reason})
+
+
+def _published_sides(
+    new: Dataset, rows: pd.DataFrame, options: NewSplitOptions
+) -> tuple["pd.Series[str]", "pd.Series[str]"]:
+    """Return ids and sides of new images as the named split has them, else as they were published."""
+    if options.name is not None:
+        frame = load_dataset_split(new, options.name).frame
+        return frame["image_id"], frame["split"]
+    return rows["image_id"], rows["given_split"].str.lower().map(GIVEN_SPLIT_ALIASES)
 
 
 def _look_up(ids: "pd.Series[str]", names: "pd.Series[str]", values: "pd.Series[str]") -> "np.ndarray[Any, Any]":
@@ -134,12 +183,19 @@ def _look_up(ids: "pd.Series[str]", names: "pd.Series[str]", values: "pd.Series[
 
 
 def _sides_of_links(champion: Champion, links: DatasetLinks) -> list[set[str]]:
-    """Return for each new image the sides of the old images that it is linked to; old images left out are on none."""
+    """Return for each new image the sides of the old patients and lesions that it is linked to.
+
+    Of all their images: a link names one old image of several, which the champion's split may have left out.
+    """
     old_sides = _look_up(links.reference_rows["image_id"], champion.split["image_id"], champion.split["split"])
+    old_groups = leakage_groups(links.reference_rows)
+    sides_of_group: dict[int, set[str]] = {}
+    for group, side in zip(old_groups.tolist(), old_sides.tolist(), strict=True):
+        if side:
+            sides_of_group.setdefault(group, set()).add(str(side))
     sides: list[set[str]] = [set() for _ in range(len(links.external_rows))]
     for a, b in zip(links.links["a"].tolist(), links.links["b"].tolist(), strict=True):
-        if side := str(old_sides[int(a)]):
-            sides[int(b)].add(side)
+        sides[int(b)] |= sides_of_group.get(int(old_groups[int(a)]), set())
     return sides
 
 
@@ -152,6 +208,12 @@ def _free_split(new: Dataset, free: pd.DataFrame, options: NewSplitOptions) -> S
         )  # fmt: skip
     if options.name is not None:
         split = load_dataset_split(new, options.name)
+        if fold_numbers(split.frame):
+            raise UsageError(
+                f"--split {options.name}: has folds, and an update trains one net",
+                outcome="nothing was trained",
+                remedy="name a split into training, validation and test, or leave out --split",
+            )
         is_free = split.frame["image_id"].isin(free["image_id"])
         return replace(split, frame=split.frame[is_free].reset_index(drop=True))
     published = free["given_split"].str.lower().map(GIVEN_SPLIT_ALIASES)
@@ -185,14 +247,29 @@ def _joined(old: Dataset, new: Dataset, links: DatasetLinks, folder: Path) -> Da
     images = make_folder(folder / "images")
     for part, dataset in ((OLD, old), (NEW, new)):
         _link_folder(images / part, dataset.image_root.resolve())
-    frames = [_with_part(old.manifest, OLD, {}), _with_part(new.manifest, NEW, _shared_ids(links))]
+    new_manifest = new.manifest.assign(copy_group=links.external_rows["copy_group"].to_numpy())
+    frames = [_with_part(old.manifest, OLD, {}), _with_part(new_manifest, NEW, _shared_ids(links))]
     sources = {OLD: str(old.folder.resolve()), NEW: str(new.folder.resolve())}
     joined = Dataset(
         folder, images, f"{old.name} and {new.name}"[:120], old.classes, pd.concat(frames, ignore_index=True),
-        "update", {SOURCES_NOTE: sources},
+        "update", {SOURCES_NOTE: sources, LIMITS_NOTE: _limits(links)},
     )  # fmt: skip
     save_dataset(joined)
     return load_dataset(folder)
+
+
+def _limits(links: DatasetLinks) -> list[str]:
+    """Return what could not be looked for between old and new images, a sentence each."""
+    sentences = [
+        f"Not everything that old and new images share is known: {links.limitations[link_type]}."
+        for link_type in ("near", *SAME_LESION, *SAME_PATIENT)
+        if link_type in links.limitations
+    ]
+    return sentences + [
+        f"{n} {link_type} ids are in both data sets and are mere numbers, so they were taken for different ones: if "
+        f"they are the same, a {link_type} may be in training and in a test."
+        for link_type, n in links.ambiguous_ids.items()
+    ]
 
 
 def _link_folder(link: Path, target: Path) -> None:

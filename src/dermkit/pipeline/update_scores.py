@@ -12,7 +12,7 @@ import pandas as pd
 from dermkit.comparison.promotion import PairedTest, PromotionRule
 from dermkit.data.groups import leakage_groups
 from dermkit.data.manifest import Dataset, load_dataset
-from dermkit.data.seal import find_seal, seal_split
+from dermkit.data.seal import find_seal, seal_path, seal_split
 from dermkit.data.split import Split, save_split
 from dermkit.data.split_file import excluded_frame
 from dermkit.errors import DataError
@@ -23,6 +23,7 @@ from dermkit.metrics.decisions.apply import select
 from dermkit.metrics.decisions.policy import policy_from_dict
 from dermkit.metrics.stats.arrays import Bools
 from dermkit.metrics.stats.intervals import MIN_GROUPS
+from dermkit.metrics.stats.paired_proportions import fewest_pairs
 from dermkit.models.card import card_policy, read_card
 from dermkit.pipeline.data import load_dataset_split
 from dermkit.pipeline.update_champion import Champion
@@ -61,6 +62,8 @@ def seal_tests(champion: Champion, new: Dataset, data: UpdateData, *, new_split:
     old = champion.dataset
     if find_seal(seal_folder(old), old.manifest, champion.split) is None:
         split_name = str(RunFolder(champion.run).split_json.get("name") or "champion")
+        if seal_path(seal_folder(old), split_name).exists():  # of a later split of that name
+            split_name = name
         seal_split(seal_folder(old), split_name, champion.split.assign(fold=-1), old.manifest)
     if new_split is not None:
         frame = load_dataset_split(new, new_split).frame
@@ -73,8 +76,11 @@ def seal_tests(champion: Champion, new: Dataset, data: UpdateData, *, new_split:
         seal_split(seal_folder(new), name, frame, new.manifest)
 
 
-def check_test_sizes(data: UpdateData, rule: PromotionRule) -> None:
-    """Raise `DataError` where a test has too few independent images for any decision, with the number needed."""
+def check_test_sizes(data: UpdateData, rule: PromotionRule, *, has_points: bool) -> None:
+    """Raise `DataError` where a test has too few independent images for a promotion, with the number needed.
+
+    has_points: whether the champion has operating points, so that sensitivity is asked about.
+    """
     test_rows = data.split.frame[data.split.frame["split"] == "test"]
     manifest = data.dataset.manifest
     groups = dict(zip(manifest["image_id"], leakage_groups(manifest).tolist(), strict=True))
@@ -91,13 +97,17 @@ def check_test_sizes(data: UpdateData, rule: PromotionRule) -> None:
             label = labels[one]
             side = ("malignant" if label in malignant else "other") if rule.metric == "auroc" else label
             sides[side].add(groups[one])
-        name, units = min(sides.items(), key=lambda side: len(side[1]))
-        if len(units) < MIN_GROUPS:
+        counts = {name: (len(units), MIN_GROUPS) for name, units in sides.items()}
+        if has_points and 0 < len(malignant) < len(data.dataset.classes):
+            n_malignant = len({groups[one] for one in ids if labels[one] in malignant})
+            counts["malignant"] = (n_malignant, max(MIN_GROUPS, fewest_pairs(rule.sensitivity_margin)))
+        name, (n_units, fewest) = min(counts.items(), key=lambda count: count[1][0] / count[1][1])
+        if n_units < fewest:
             folder = data.dataset.notes[SOURCES_NOTE][part]
-            needed = -(-len(ids) * MIN_GROUPS // max(len(units), 1))
+            needed = -(-len(ids) * fewest // max(n_units, 1))
             raise DataError(
-                f"{folder}: the {part} test has {len(units)} independent {name} lesions or patients in {len(ids)} "
-                f"images, and no decision rests on fewer than {MIN_GROUPS}",
+                f"{folder}: the {part} test has {n_units} independent {name} lesions or patients in {len(ids)} "
+                f"images, and with these margins no promotion rests on fewer than {fewest}",
                 outcome="nothing was trained and no test was opened",
                 remedy=f"give about {needed} test images of this mix: more new data, or a larger --test"
                 if part == NEW

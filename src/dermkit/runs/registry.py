@@ -21,6 +21,7 @@ from dermkit.files import TEMP_PREFIX, lock, make_folder, output_errors, sync_fo
 from dermkit.runs.layout import CHECKPOINTS_FOLDER, MODEL_FOLDER
 from dermkit.runs.model_key import folder_model_key
 from dermkit.runs.registry_record import (
+    ADDING_KINDS,
     PROMOTE,
     RECORD_FILE,
     REFUSE,
@@ -34,6 +35,7 @@ from dermkit.runs.registry_record import (
 
 VERSIONS_FOLDER = "versions"
 UPDATES_FOLDER = "updates"
+_FIRST = "v1"
 _LOCK_SECONDS = 30.0
 """Longest wait for another process that adds a version."""
 
@@ -69,7 +71,7 @@ class Registry:
                 step.version, step.date, self._state(step), step.update, str(step.details["model_key"])
             )
             for step in self.steps
-            if step.kind in (REGISTER, PROMOTE, REFUSE)
+            if step.kind in ADDING_KINDS
         ]
 
     def _state(self, step: RegistryStep) -> str:
@@ -107,6 +109,25 @@ def is_registry(folder: Path) -> bool:
     return (folder / RECORD_FILE).is_file()
 
 
+def check_registry_place(folder: Path) -> None:
+    """Raise `UsageError` for a folder of other files: a registry is one, or a folder that is absent or empty.
+
+    So is what a process left that was killed while it copied the first version.
+    """
+    if is_registry(folder) or not folder.is_dir():
+        return
+    names = sorted(child.name for child in folder.iterdir() if not child.name.startswith("."))
+    versions = folder / VERSIONS_FOLDER
+    copies = {child.name for child in versions.iterdir()} if versions.is_dir() else {""}
+    is_killed_copy = names == [VERSIONS_FOLDER] and copies <= {_FIRST, f"{TEMP_PREFIX}{_FIRST}"}
+    if names and not is_killed_copy:
+        raise UsageError(
+            f"{folder}: is not empty and is not a registry (it holds {', '.join(names[:3])})",
+            outcome="everything there",
+            remedy="name a new folder with --registry",
+        )
+
+
 def read_registry(folder: Path) -> Registry:
     """Return a registry; raises `UsageError` for a folder that is none, `UntrustedError` for a damaged record."""
     if not is_registry(folder):
@@ -139,8 +160,8 @@ def register_first(folder: Path, run: Path, *, details: Mapping[str, Any]) -> Re
     """Begin a registry with a run as version v1, which serves; an existing one is returned as it is."""
     with _locked(folder):
         if not is_registry(folder):
-            _copy_run(folder, run, "v1")
-            append_step(folder, REGISTER, "v1", details=_with_key(folder, "v1", details))
+            _copy_run(folder, run, _FIRST)
+            append_step(folder, REGISTER, _FIRST, details=_with_key(folder, _FIRST, details))
     return read_registry(folder)
 
 

@@ -15,6 +15,7 @@ from fastapi import APIRouter
 
 from dermkit.errors import OutputError
 from dermkit.progress import Progress
+from dermkit.runs.registry import serving_model
 from dermkit.serving.app import create_app, load_model_facts
 from dermkit.serving.asgi import AsgiApp
 from dermkit.serving.auth import KeyGuard, KeyRing
@@ -45,6 +46,8 @@ def serve(
     model raises, all before the first connection is accepted.
     """
     say = (progress or Progress()).say
+    # Of a registry the version that serves now: a worker that starts again loads the same one after a promotion.
+    settings = replace(settings, model=serving_model(settings.model))
     guard = None if settings.keys is None else KeyGuard(KeyRing(settings.keys))
     with contextlib.closing(_bind(settings)) as listener:
         settings = replace(settings, limits=replace(settings.limits, max_connections=_allow_connections(settings)))

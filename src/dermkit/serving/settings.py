@@ -60,11 +60,10 @@ class ServeLimits:
 class ServeSettings:
     """What a server is told at its start.
 
-    model: a model folder, or the run folder that holds it. host, port: the address to bind, port 0 = any that is free.
-    keys: the file of API keys, None = none are asked for. allowed_hosts: names under which the server is reached
-    besides the bound one. target, coverage, device: as in `dermkit predict`. workers: threads of the model, 0 = all
-    cores. Raises `UsageError` for an address that
-    others reach without keys, and one without a name.
+    model: a model folder, the run folder that holds it, or a registry. host, port: the address to bind, port 0 = any
+    that is free. keys: the file of API keys, None = none are asked for. allowed_hosts: names under which the server is
+    reached besides the bound one. target, coverage, device: as in `dermkit predict`. workers: threads of the model,
+    0 = all cores. Raises `UsageError` for an address that others reach without keys, and one without a name.
     """
 
     model: Path

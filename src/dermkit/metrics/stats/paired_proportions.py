@@ -3,13 +3,15 @@
 A normal interval has no width where two models never disagree, and would call 30 images proof that they are equal.
 """
 
+import math
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtri
 
 from dermkit.metrics.stats.arrays import Bools, Floats, Ints, sum_by_group
 from dermkit.metrics.stats.estimate import Estimate, undefined_estimate, with_caveats
-from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL, too_few
+from dermkit.metrics.stats.intervals import CONFIDENCE_LEVEL, Z, too_few
 
 TANGO = "Tango's score interval"
 _EDGE = 1e-9
@@ -45,6 +47,14 @@ def tango_interval(
 
     observed = (first_only - second_only) / n
     return bound(-1 + _EDGE, -1.0), bound(1 - _EDGE, 1.0)
+
+
+def fewest_pairs(margin: float) -> int:
+    """Return the fewest independent images with which Tango's interval can lie above -margin: none disagrees.
+
+    margin: above 0, below 1.
+    """
+    return math.floor(Z**2 * (1 - margin) / margin) + 1
 
 
 def proportion_difference(first_correct: Bools, second_correct: Bools, groups: Ints) -> Estimate:

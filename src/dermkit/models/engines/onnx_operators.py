@@ -58,6 +58,8 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
+        if key >> 32:  # readers in C drop the upper bits, and take it for another field
+            raise ValueError("a key of more than 32 bits")
         kind = key & 7
         if kind == _VARINT:
             _, place = _varint(message, place)
