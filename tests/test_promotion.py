@@ -146,7 +146,7 @@ def test_a_constant_challenger_is_refused_also_where_the_champion_is_little_bett
 
 def test_a_group_in_which_the_champion_is_always_right_and_the_challenger_never_is_harmed() -> None:
     truth = np.tile([0, 1], 400).astype(np.int64)
-    is_harmed = np.arange(800) >= 600
+    is_harmed = np.arange(800) >= 680
     rng = np.random.default_rng(4)
     sign = 2 * truth - 1
     noise = rng.normal(0, 1, 800)
