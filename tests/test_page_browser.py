@@ -315,6 +315,9 @@ def test_a_sitting_is_forgotten_when_asked_and_nothing_is_stored(open_page: Open
     assert page.locator(".image-item").count() == 2
     page.click("#clear-sitting")
     page.click("#clear-dialog button[value=clear]")
+    page.wait_for_selector(
+        ".image-item", state="detached", timeout=5000
+    )  # a dialog says that it was closed a task later
     assert page.locator(".image-item").count() == 0 and page.locator("#answer").is_hidden()
     storage = "[localStorage.length, sessionStorage.length, document.cookie.length]"
     assert page.evaluate(storage) == [0, 0, 0]
