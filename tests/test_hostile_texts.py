@@ -147,11 +147,16 @@ def test_no_header_comes_back_and_nothing_is_a_page(caplog: pytest.LogCaptureFix
 
 # Page -------------------------------------------------------------------------------------------------------------
 
-LIVE = """() => [...document.querySelectorAll('*')].filter((one) =>
-  [...one.attributes].some((given) => given.name.startsWith('on') ||
-    /^\\s*(javascript|vbscript|data:text)/i.test(given.value) || /evil\\.example/.test(given.name + given.value) &&
-    ['src', 'href', 'action', 'style'].includes(given.name))
-  || one.matches('script:not([src]), iframe, object, embed, base, marquee, math')).map((one) => one.outerHTML)"""
+LIVE = """() => {
+  // Attributes that a browser fetches, runs or goes to; a title or a label is a text, whatever it says.
+  const live = ['src', 'srcset', 'srcdoc', 'href', 'xlink:href', 'action', 'formaction', 'data', 'poster', 'ping',
+    'background', 'style'];
+  return [...document.querySelectorAll('*')].filter((element) =>
+    [...element.attributes].some((attribute) => attribute.name.startsWith('on') || live.includes(attribute.name) &&
+      /^\\s*(javascript|vbscript|data:text)|evil\\.example/i.test(attribute.value))
+    || element.matches('script:not([src]), iframe, object, embed, base, marquee, math'))
+    .map((element) => element.outerHTML);
+}"""
 
 
 @pytest.mark.slow
