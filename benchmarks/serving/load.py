@@ -85,7 +85,8 @@ def request_bytes(path: str, images: Sequence[bytes] = ()) -> bytes:
     head = "Host: localhost\r\nConnection: close\r\n"
     if not images:
         return f"GET {path} HTTP/1.1\r\n{head}\r\n".encode()
-    part = b'--%s\r\nContent-Disposition: form-data; name="images"; filename="x"\r\n\r\n%s\r\n'
+    names = b'Content-Disposition: form-data; name="images"; filename="x.jpg"\r\nContent-Type: image/jpeg'
+    part = b"--%s\r\n" + names + b"\r\n\r\n%s\r\n"
     body = b"".join([*(part % (BOUNDARY, image) for image in images), b"--%s--\r\n" % BOUNDARY])
     kind = f"Content-Type: multipart/form-data; boundary={BOUNDARY.decode()}\r\nContent-Length: {len(body)}\r\n"
     return f"POST {path} HTTP/1.1\r\n{head}{kind}\r\n".encode() + body
@@ -132,13 +133,13 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 @contextlib.asynccontextmanager
-async def health_checks(port: int) -> AsyncIterator[Times]:
-    """Ask /health again and again while the block runs."""
+async def health_checks(port: int, path: str) -> AsyncIterator[Times]:
+    """Ask a server again and again whether it lives, while the block runs."""
     times = Times()
 
     async def check() -> None:
         while True:
-            times.add(*await ask(port, request_bytes("/health")))
+            times.add(*await ask(port, request_bytes(path)))
             await asyncio.sleep(0.05)
 
     task = asyncio.create_task(check())
@@ -458,12 +459,16 @@ def main() -> None:
         for name in options.parts or PARTS:
             if (commit(), name, label, str(repeat)) in taken:
                 continue
-            today = datetime.datetime.now(datetime.UTC).date().isoformat()
-            rows = asyncio.run(PARTS[name](job))
-            fixed = (today, commit(), machine(), versions(), name, label, repeat)
-            add_rows(ROWS, HEADER, [(*fixed, what, n, f"{value:.5g}", unit) for what, n, value, unit in rows])
-            for what, n, value, unit in rows:
-                print(f"{name}: {what}: {value:.4g} {unit} (n = {n})", flush=True)
+            add_part(name, label, repeat, asyncio.run(PARTS[name](job)))
+
+
+def add_part(part: str, label: str, repeat: int, rows: Sequence[Row]) -> None:
+    """Add the rows of a part to the table and show them."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    fixed = (today, commit(), machine(), versions(), part, label, repeat)
+    add_rows(ROWS, HEADER, [(*fixed, what, n, f"{value:.5g}", unit) for what, n, value, unit in rows])
+    for what, n, value, unit in rows:
+        print(f"{part}: {what}: {value:.4g} {unit} (n = {n})", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ sustained  32 clients, each with one request at a time, against the model alone 
 import argparse
 import asyncio
 import contextlib
-import datetime
 import os
 import socket
 import statistics
@@ -24,9 +23,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from load import BOUNDARY, HEADER, ROWS, Job, Row, Times, ask, images_folder, model_alone, quantile
+from load import (
+    ROWS,
+    Job,
+    Row,
+    Times,
+    add_part,
+    ask,
+    health_checks,
+    images_folder,
+    model_alone,
+    quantile,
+    request_bytes,
+)
 
-from scale import add_rows, commit, machine, read_rows, versions
+from scale import commit, read_rows
 
 LITSERVE = """
 import sys
@@ -102,17 +113,6 @@ def contestants(python: Path, model: Path, folder: Path) -> dict[str, Contestant
     }  # fmt: skip
 
 
-def request_bytes(path: str, image: bytes = b"") -> bytes:
-    """Return a request whose connection is closed after its answer."""
-    head = "Host: localhost\r\nConnection: close\r\n"
-    if not image:
-        return f"GET {path} HTTP/1.1\r\n{head}\r\n".encode()
-    names = b'Content-Disposition: form-data; name="images"; filename="x.jpg"\r\nContent-Type: image/jpeg'
-    body = b"--%s\r\n%s\r\n\r\n" % (BOUNDARY, names) + image + b"\r\n--%s--\r\n" % BOUNDARY
-    kind = f"Content-Type: multipart/form-data; boundary={BOUNDARY.decode()}\r\nContent-Length: {len(body)}\r\n"
-    return f"POST {path} HTTP/1.1\r\n{head}{kind}\r\n".encode() + body
-
-
 @contextlib.contextmanager
 def running(contestant: Contestant, model: Path, image: bytes) -> Iterator[int]:
     """Run a server until the block ends; yields its port once it has answered for an image."""
@@ -126,7 +126,7 @@ def running(contestant: Contestant, model: Path, image: bytes) -> Iterator[int]:
     }  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
-        first = request_bytes(contestant.predict_path, image)
+        first = request_bytes(contestant.predict_path, [image])
         deadline = time.monotonic() + 120
         while asyncio.run(ask(port, first))[0] != 200:
             if process.poll() is not None or time.monotonic() > deadline:
@@ -140,20 +140,13 @@ def running(contestant: Contestant, model: Path, image: bytes) -> Iterator[int]:
         process.kill()
 
 
-async def check_health(port: int, path: str, times: Times) -> None:
-    while True:
-        times.add(*await ask(port, request_bytes(path)))
-        await asyncio.sleep(0.05)
-
-
 async def burst(contestant: Contestant, port: int, images: Sequence[bytes], n: int) -> list[Row]:
     """Send n requests at one time."""
-    times, health = Times(), Times()
-    requests = [request_bytes(contestant.predict_path, images[index % len(images)]) for index in range(n)]
-    task = asyncio.create_task(check_health(port, contestant.health_path, health))
-    for status, seconds in await asyncio.gather(*(ask(port, data) for data in requests)):
-        times.add(status, seconds)
-    task.cancel()
+    times = Times()
+    requests = [request_bytes(contestant.predict_path, [images[index % len(images)]]) for index in range(n)]
+    async with health_checks(port, contestant.health_path) as health:
+        for status, seconds in await asyncio.gather(*(ask(port, data) for data in requests)):
+            times.add(status, seconds)
     answered, refused = times.of(200), times.of(429, 503)
     return [
         ("answered", len(answered), quantile(answered, 0.99), "s p99"),
@@ -169,7 +162,7 @@ async def sustained(contestant: Contestant, port: int, images: Sequence[bytes], 
 
     async def client() -> None:
         for number in numbers:
-            data = request_bytes(contestant.predict_path, images[number % len(images)])
+            data = request_bytes(contestant.predict_path, [images[number % len(images)]])
             while (answer := await ask(port, data))[0] == 503:
                 await asyncio.sleep(0.02)
             times.add(*answer)
@@ -211,23 +204,16 @@ def main() -> None:
     for repeat in range(options.repeats):
         if (commit(), "peers alone", label, str(repeat)) not in present:
             rates = [model_alone(job, job.n(2000)) for _ in range(2)]
-            write("peers alone", label, repeat, [("model alone", job.n(2000), statistics.mean(rates), "images/s")])
+            add_part(
+                "peers alone", label, repeat, [("model alone", job.n(2000), statistics.mean(rates), "images/s")]
+            )
         with tempfile.TemporaryDirectory() as folder:
             for name, contestant in contestants(options.python, job.model, Path(folder)).items():
                 if name in options.peers and (commit(), f"sustained of {name}", label, str(repeat)) not in present:
                     for part, rows in measure(contestant, job).items():
-                        write(f"{part} of {name}", label, repeat, rows)
+                        add_part(f"{part} of {name}", label, repeat, rows)
     for path in images_folder(()).iterdir():
         path.unlink()
-
-
-def write(part: str, label: str, repeat: int, rows: Sequence[Row]) -> None:
-    """Add the rows of a part to the table and show them."""
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    fixed = (today, commit(), machine(), versions(), part, label, repeat)
-    add_rows(ROWS, HEADER, [(*fixed, what, n, f"{value:.5g}", unit) for what, n, value, unit in rows])
-    for what, n, value, unit in rows:
-        print(f"{part}: {what}: {value:.4g} {unit} (n = {n})", flush=True)
 
 
 if __name__ == "__main__":
